@@ -1,0 +1,57 @@
+"""`madtp evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from madtp_cli.commands import options
+from madtp_cli.commands.output import emit, open_console
+from madtp_cli.errors import UsageError
+from madtp_cli.recipe import load_recipe
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or builtin:NAME.")],
+    recipe: options.RecipeChoice = None,
+    split: Annotated[Literal["val", "test"], typer.Option(help="Split to read.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first N samples.")] = None,
+    batch_size: options.BatchSize = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write one line of JSON per sample.")
+    ] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    seed: options.Seed = None,
+    json_output: options.Json = False,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure how good a checkpoint is, and what its samples cost.
+
+    Reads the data of the checkpoint's own recipe unless another one is given.
+    """
+    level = options.verbosity(verbose, quiet)
+    if predictions is not None and not predictions.parent.is_dir():
+        raise UsageError(f"--predictions {predictions}: there is no folder {predictions.parent}; make it first")
+    loaded = None if recipe is None else load_recipe(recipe)
+    with open_console(json_output, level) as console:
+        from madtp_cli.engine.evaluate_checkpoint import evaluate_checkpoint
+
+        result = evaluate_checkpoint(
+            checkpoint,
+            recipe=loaded,
+            split=split,
+            limit=limit,
+            batch_size=batch_size,
+            predictions=predictions,
+            device=device,
+            precision=precision,
+            seed=seed,
+            console=console,
+            verbosity=level,
+        )
+    emit(result, json_output, console)

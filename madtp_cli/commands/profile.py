@@ -1,0 +1,94 @@
+"""`madtp profile`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from madtp_cli.commands import fail_if as thresholds
+from madtp_cli.commands import options
+from madtp_cli.commands.output import emit, open_console
+from madtp_cli.errors import ThresholdError, UsageError
+from madtp_cli.recipe import load_recipe
+from madtp_cli.results import ProfileResult
+
+Model = Annotated[str | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or builtin:NAME.")]
+RandomInit = Annotated[bool, typer.Option("--random-init", help="Profile the recipe's model with random weights.")]
+Baseline = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Compare with this checkpoint, measured in the same run.")
+]
+Counter = Annotated[Literal["analytic", "fvcore", "torch"], typer.Option(help="Who counts the multiply-adds.")]
+TextTokens = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tokens per sentence; as in the data by default.")
+]
+Latency = Annotated[bool, typer.Option(help="Measure wall-clock time as well.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEST", help="End with exit code 6 if this holds, as in 'gmacs>27'; may be repeated."),
+]
+
+
+def profile(
+    checkpoint: Model = None,
+    recipe: options.RecipeChoice = None,
+    random_init: RandomInit = False,
+    baseline: Baseline = None,
+    counter: Counter = "analytic",
+    batch_size: options.BatchSize = None,
+    text_tokens: TextTokens = None,
+    latency: Latency = True,
+    fail_if: FailIf = None,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    seed: options.Seed = None,
+    json_output: options.Json = False,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Count what a model costs: multiply-adds, tokens, latency.
+
+    gmacs are 1e9 multiply-adds of one sample. What a counter could not count is listed.
+    """
+    level = options.verbosity(verbose, quiet)
+    if (checkpoint is None) == (recipe is None):
+        raise UsageError("profile needs exactly one of CHECKPOINT and --recipe FILE")
+    if random_init and recipe is None:
+        raise UsageError("--random-init needs --recipe FILE: a checkpoint has its weights")
+    conditions = thresholds.parse_all(fail_if or (), latency=latency)
+    loaded = None if recipe is None else load_recipe(recipe)
+    with open_console(json_output, level) as console:
+        from madtp_cli.engine.profile import profile_checkpoint
+
+        result = profile_checkpoint(
+            checkpoint,
+            recipe=loaded,
+            random_init=random_init,
+            baseline=baseline,
+            counter=counter,
+            batch_size=batch_size,
+            text_tokens=text_tokens,
+            latency=latency,
+            device=device,
+            precision=precision,
+            seed=seed,
+            console=console,
+            verbosity=level,
+        )
+    _report(result, conditions, json_output, console)
+
+
+def _report(
+    result: ProfileResult, conditions: Sequence[thresholds.Condition], json_output: bool, console: Console
+) -> None:
+    """Print a profile and every threshold; raises ThresholdError naming those that were hit."""
+    checked = thresholds.check(conditions, result.to_dict())
+    emit(replace(result, thresholds=checked), json_output, console)
+    for threshold in checked:
+        console.print(f"fail-if {threshold.expression}: {threshold.value:g}, {'hit' if threshold.hit else 'ok'}")
+    if hits := [f"{threshold.expression} ({threshold.value:g})" for threshold in checked if threshold.hit]:
+        raise ThresholdError(f"--fail-if hit: {', '.join(hits)}")

@@ -1,0 +1,72 @@
+"""What `prune` and `finetune` share: a recipe with its changes, the run, the report, the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from madtp_cli.commands.options import recipe_changes, verbosity
+from madtp_cli.commands.output import emit, open_console
+from madtp_cli.errors import BudgetError, RecipeError
+from madtp_cli.recipe import Recipe, load_recipe
+from madtp_cli.results import PruneResult
+
+
+def run(
+    command: Literal["prune", "finetune"],
+    recipe: str,
+    *,
+    checkpoint: str | None,
+    output: str | None,
+    settings: Sequence[str] | None,
+    resume: bool,
+    dry_run: bool,
+    overwrite: bool,
+    device: str,
+    precision: str | None,
+    seed: int | None,
+    json_output: bool,
+    verbose: int,
+    quiet: bool,
+) -> None:
+    """Run a recipe and report; raises BudgetError after the report of a `prune` that missed its budget."""
+    level = verbosity(verbose, quiet)
+    changes = recipe_changes(settings, checkpoint=checkpoint, output=output, precision=precision, seed=seed)
+    loaded = load_recipe(recipe, changes)
+    if command == "prune":
+        _check_prunes(loaded)
+    with open_console(json_output, level) as console:
+        from madtp_cli.engine.run import finetune, prune
+
+        train = prune if command == "prune" else finetune
+        result: PruneResult = train(
+            loaded,
+            name=loaded.name,
+            resume=resume,
+            dry_run=dry_run,
+            overwrite=overwrite,
+            device=device,
+            console=console,
+            verbosity=level,
+        )
+    emit(result, json_output, console)
+    if command == "prune" and result.budget is not None and not result.budget.met:
+        reached, target = result.budget.reached_reduction, result.budget.target_reduction
+        raise BudgetError(
+            f"budget not reached: reduction {reached:.3f}, target {target:.3f}; "
+            f"the checkpoint is kept and marked so: {result.checkpoint}"
+        )
+
+
+def _check_prunes(recipe: Recipe) -> None:
+    """Refuse a recipe that says nothing to `prune`; raises RecipeError."""
+    if recipe.budget is None:
+        raise RecipeError(
+            f"{recipe.where('budget')}: budget is missing, and prune needs one; try --set budget.reduction=0.5, "
+            "or madtp finetune to train without one"
+        )
+    if recipe.pruning.strength is not None:
+        raise RecipeError(
+            f"{recipe.where('pruning.strength')}: pruning.strength is found by the budget in prune; remove it, "
+            "or use madtp finetune to hold it"
+        )

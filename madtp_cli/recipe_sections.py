@@ -1,0 +1,243 @@
+"""The sections of a recipe, as strict frozen models: what may be set, and what each setting means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from madtp_cli.recipe_yaml import KeyPath
+
+MAX_LAYER = 999
+
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _layers(value: Any) -> Any:
+    """Read `all`, `none`, a list of layers or a range such as `3-11` (both ends in)."""
+    chosen: Sequence[Any] = ()
+    if value in ("all", "none"):
+        return value
+    if isinstance(value, str) and (ends := re.fullmatch(r"(\d{1,4})\s*-\s*(\d{1,4})", value)):
+        chosen = range(int(ends[1]), int(ends[2]) + 1)
+    elif isinstance(value, (list, tuple)):
+        chosen = value
+    if not chosen or not all(type(layer) is int and 0 <= layer <= MAX_LAYER for layer in chosen):
+        raise PydanticCustomError(
+            "recipe_value", "must be all, none, a list such as [4, 7, 10] or a range such as 3-11"
+        )
+    return tuple(sorted(set(chosen)))
+
+
+def _version(value: Any) -> Any:
+    # Not a plain Literal: true and 1.0 equal 1.
+    if type(value) is not int or value != 1:
+        raise PydanticCustomError("recipe_value", "must be 1, the one version that this madtp reads")
+    return value
+
+
+Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
+Layers = Annotated[
+    Literal["all", "none"] | tuple[int, ...],
+    PlainValidator(_layers),
+    PlainSerializer(lambda chosen: chosen if isinstance(chosen, str) else list(chosen), when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["all", "none"]},
+                {"type": "string", "pattern": "^[0-9]{1,4} *- *[0-9]{1,4}$"},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no guessing of types, never changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def refuse(faults: Sequence[tuple[KeyPath, str]]) -> None:
+    """Report what is wrong between settings that are each fine alone."""
+    if faults:
+        message = "; ".join(text for _, text in faults)
+        raise PydanticCustomError("recipe_faults", "{message}", {"message": message, "faults": list(faults)})
+
+
+def _one_of(section: str, one: str, other: str, values: tuple[Any, Any]) -> list[tuple[KeyPath, str]]:
+    if (values[0] is None) == (values[1] is None):
+        got = "neither" if values[0] is None else "both"
+        place: KeyPath = () if values[0] is None else (other,)
+        return [(place, f"{section} needs exactly one of {one} and {other}, got {got}")]
+    return []
+
+
+class ArchitectureSection(Section):
+    """The shape of a model that is trained from scratch."""
+
+    vision_layers: Count = Field(12, description="transformer layers over the image patches")
+    vision_width: Count = Field(96, description="width of the vision tower")
+    vision_heads: Count = Field(3, description="attention heads of the vision tower")
+    patch_size: Count = Field(8, description="side of a patch in pixels")
+    text_layers: Count = Field(3, description="transformer layers over the words, each reading both images")
+    text_width: Count = Field(96, description="width of the text tower")
+    text_heads: Count = Field(3, description="attention heads of the text tower")
+    mlp_ratio: Count = Field(4, description="width of an MLP over the width of its tower")
+    merge_from: Whole = Field(6, description="first text layer (from 0) that merges the two images by a linear map")
+
+    @model_validator(mode="after")
+    def _check(self) -> ArchitectureSection:
+        faults: list[tuple[KeyPath, str]] = []
+        for tower, width, heads in (
+            ("vision", self.vision_width, self.vision_heads),
+            ("text", self.text_width, self.text_heads),
+        ):
+            if width % heads:
+                text = f"model.architecture.{tower}_width {width} is not a multiple of {tower}_heads {heads}"
+                faults.append(((f"{tower}_width",), text))
+        refuse(faults)
+        return self
+
+
+class ModelSection(Section):
+    """Which model is trained or pruned."""
+
+    family: Literal["blip"] = Field(description="family of the model, blip")
+    checkpoint: Text | None = Field(
+        None, description="a local checkpoint folder or builtin:shapes_nlvr; null trains from scratch"
+    )
+    architecture: ArchitectureSection | None = Field(None, description="shape of a model from scratch")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        if self.checkpoint is None and self.architecture is None:
+            text = "model.checkpoint is missing; name a checkpoint, or give model.architecture to train from scratch"
+            refuse([((), text)])
+        if self.checkpoint is not None and self.architecture is not None:
+            text = "model.architecture is for training from scratch, the checkpoint brings its own; remove one"
+            refuse([(("architecture",), text)])
+        return self
+
+
+class DataSection(Section):
+    """Which data are read."""
+
+    name: Literal["shapes"] = Field(description="data set, shapes: generated, nothing to download")
+    image_size: Count = Field(96, description="side of an image in pixels")
+    seed: Whole = Field(0, description="seed of the generated data")
+    train_samples: Count = Field(200_000, description="sentences in the training split")
+    validation_samples: Count = Field(2_000, description="sentences in the validation split")
+    test_samples: Count = Field(4_000, description="sentences in the test split")
+    workers: Whole = Field(0, description="processes that prepare batches; 0 uses the training process")
+
+
+class BudgetSection(Section):
+    """What the pruned model may cost; exactly one of reduction and gmacs."""
+
+    reduction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of the dense model's multiply-adds that is saved"
+    )
+    gmacs: Positive | None = Field(None, description="1e9 multiply-adds of one sample")
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="how far the reached reduction may be from the target"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> BudgetSection:
+        refuse(_one_of("budget", "reduction", "gmacs", (self.reduction, self.gmacs)))
+        return self
+
+
+class LayersSection(Section):
+    """Which layers (from 0) of each tower prune."""
+
+    vision: Layers = Field("all", description="vision layers that prune: all, none, [4, 7, 10] or 3-11")
+    text: Layers = Field("all", description="text layers that prune: all, none, [1, 2] or 0-2")
+
+
+class PruningSection(Section):
+    """How tokens are chosen."""
+
+    method: Literal["madtp", "random", "none"] = Field("madtp", description="how tokens are scored")
+    variant: Literal["normalised", "paper", "released"] = Field(
+        "normalised", description="scores of madtp on one scale; as published; as published with the batch maximum"
+    )
+    tokens: Literal["adaptive", "scheduled"] = Field(
+        "adaptive", description="a threshold per sample, or one share per layer for every sample"
+    )
+    temperature: NotNegative = Field(1.0, description="sharpness of the threshold's weights; 0 prunes nothing")
+    strength: BelowOne | None = Field(
+        None, description="how much is pruned, 0 nothing; null lets the budget's controller find it"
+    )
+    layers: LayersSection = Field(LayersSection(), description="which layers prune")
+
+
+class AlignmentSection(Section):
+    """The alignment module that guides the pruning."""
+
+    tokens: Count = Field(100, description="learnable alignment tokens")
+    dim: Count = Field(768, description="width of the alignment space")
+    weight: NotNegative = Field(0.1, description="weight of the alignment loss")
+    projection: Literal["shared", "per_layer", "none"] = Field(
+        "shared", description="maps into the alignment space: one per tower, one per layer, none"
+    )
+    learning_rate: Positive | None = Field(None, description="its own learning rate; null uses training's")
+
+
+class DistillationSection(Section):
+    """What is learned from the dense model; weights of losses."""
+
+    logits: NotNegative = Field(1.0, description="weight of the KL to the dense model's answers")
+    temperature: Positive = Field(2.0, description="softening of both answers")
+    guidance: NotNegative = Field(1.0, description="weight of the KL from the dense text-to-image attention")
+    features: NotNegative = Field(0.0, description="weight of the distance to the dense model's features")
+
+
+class AuxiliarySection(Section):
+    """Weights of losses on labels that only generated data have; they leave nothing in the model."""
+
+    text_counts: NotNegative = Field(0.0, description="count of the sentence's first noun phrase, from the text state")
+    patches: NotNegative = Field(0.0, description="shape and colour of every patch")
+    image_counts: NotNegative = Field(0.0, description="counts per shape and colour, from the class token")
+
+
+class TrainingSection(Section):
+    """How the model is trained; exactly one of epochs and steps."""
+
+    epochs: Positive | None = Field(None, description="passes over the training split")
+    steps: Count | None = Field(None, description="optimiser steps")
+    batch_size: Count = Field(16, description="sentences per step")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw; or muon for the blocks' matrices beside adamw for the rest, to train from scratch"
+    )
+    learning_rate: Positive = Field(3e-6, description="peak learning rate")
+    matrix_learning_rate: Positive | None = Field(None, description="peak of muon's part; null uses learning_rate")
+    weight_decay: NotNegative = Field(0.05, description="AdamW weight decay")
+    betas: Annotated[tuple[BelowOne, BelowOne], Field(strict=False)] = Field((0.9, 0.98), description="AdamW betas")
+    warmup_steps: Whole = Field(0, description="steps in which the learning rate rises from 0")
+    decay_from: Share = Field(0.0, description="share of training after which the cosine decay starts")
+    clip_norm: Positive = Field(1.0, description="largest norm of the gradient")
+    ramp: Share = Field(0.3, description="share of training in which the budget rises from 0 to its value")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the computation")
+    seed: Whole = Field(42, description="seed of weights, order and everything else random")
+    validate_every: Count | None = Field(None, description="steps between validations; null chooses")
+    save_every: Count | None = Field(None, description="steps between saved states; null chooses")
+    log_every: Count = Field(20, description="steps between lines of the log")
+    auxiliary: AuxiliarySection = Field(AuxiliarySection(), description="training-only losses")
+    teacher: bool = Field(True, description="distil from the dense checkpoint")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSection:
+        refuse(_one_of("training", "epochs", "steps", (self.epochs, self.steps)))
+        return self

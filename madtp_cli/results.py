@@ -1,0 +1,228 @@
+"""What commands report: frozen records and their JSON documents, defined here and nowhere else.
+
+A document grows, its names never change. `schema_version` rises when a reader has to know. Costs are in 1e9
+multiply-adds of inference for one sample (`gmacs`), reductions are shares in 0..1, names carry their units.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any, TypeVar
+
+from madtp_cli import __version__
+
+SCHEMA_VERSION = 1
+_HEADER = ("schema_version", "command", "versions", "device", "dtype", "seed")
+_PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on, without importing what they belong to."""
+    found = {"madtp": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+AnyResult = TypeVar("AnyResult", bound="Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What every document says: who made it, with what, on what."""
+
+    command: str
+    device: str | None = None
+    dtype: str | None = None
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, what every document has first."""
+        data = asdict(self)
+        return {**{name: data[name] for name in _HEADER}, **data}
+
+    def to_json(self) -> str:
+        """Return one JSON document; raises ValueError naming a value that is not a finite number."""
+        return _dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls: type[AnyResult], text: str | bytes) -> AnyResult:
+        """Read a document back; keys of a newer madtp are skipped, a missing or wrong one raises ValueError."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_json(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What was asked of the cost and what was reached on the test split."""
+
+    target_reduction: float
+    reached_reduction: float
+    met: bool
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two models of a comparison; `latency_ms` is the p50 by batch size."""
+
+    metrics: Mapping[str, float]
+    gmacs: float
+    params: int
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    size_mib: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gmacs:
+    """Mean cost of a sample, without and with pruning."""
+
+    dense: float
+    pruned: float
+    reduction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTokens:
+    """Tokens that leave one layer, over the samples seen."""
+
+    tower: str
+    layer: int
+    tokens_mean: float
+    tokens_min: int
+    tokens_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleCost:
+    """Cost and parameters of one part of the model."""
+
+    name: str
+    gmacs: float
+    params: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """One `--fail-if`: what was asked, what was measured, and whether it was hit."""
+
+    expression: str
+    value: float
+    hit: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult(Result):
+    """What `prune` and `finetune` did; `checkpoint` is null for a dry run."""
+
+    checkpoint: str | None
+    budget: Budget | None = None
+    dense: Side | None = None
+    pruned: Side | None = None
+    layers: tuple[LayerTokens, ...] = ()
+    seconds: float = 0.0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(Result):
+    """How good and how costly a checkpoint is on a split."""
+
+    checkpoint: str
+    split: str
+    samples: int
+    metrics: Mapping[str, float]
+    gmacs: Gmacs
+    predictions: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileResult(Result):
+    """What a checkpoint costs, part by part; latencies are in ms by batch size, p50 unless named otherwise."""
+
+    checkpoint: str | None
+    gmacs: Gmacs
+    params: int
+    modules: tuple[ModuleCost, ...] = ()
+    layers: tuple[LayerTokens, ...] = ()
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    latency_p90_ms: Mapping[str, float] = field(default_factory=dict)
+    dense_latency_ms: Mapping[str, float] = field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
+    counter: str = "analytic"
+    attention_backend: str | None = None
+    batch_size: int | None = None
+    text_tokens: int | None = None
+    baseline: Side | None = None
+    thresholds: tuple[Threshold, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeEntry:
+    """One shipped recipe; `summary` is its first line."""
+
+    name: str
+    path: str
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeListResult(Result):
+    """The recipes that come with the package."""
+
+    recipes: tuple[RecipeEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeResult(Result):
+    """One recipe: where it is, whether it is valid, and every setting spelled out."""
+
+    path: str
+    valid: bool
+    faults: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One line of `evaluate --predictions`; `tokens_kept` lists the tokens leaving every layer, by tower."""
+
+    id: str
+    prediction: Any
+    logits: tuple[float, ...]
+    gmacs: float
+    tokens_kept: Mapping[str, tuple[int, ...]]
+
+    def to_json(self) -> str:
+        """Return one line of JSON; raises ValueError naming a value that is not a finite number."""
+        return _dumps(asdict(self))
+
+
+def _dumps(data: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(data, indent=indent, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        names = ", ".join(_not_finite(data, ""))
+        raise ValueError(f"JSON has no place for values that are not finite numbers: {names}") from None
+
+
+def _not_finite(data: Any, path: str) -> Iterator[str]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _not_finite(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(data, (list, tuple)):
+        for index, value in enumerate(data):
+            yield from _not_finite(value, f"{path}[{index}]")
+    elif isinstance(data, float) and not math.isfinite(data):
+        yield path

@@ -1,0 +1,135 @@
+"""`--fail-if`: its grammar, the names it knows, and what a hit is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from madtp_cli.commands.fail_if import Condition, check, parse, parse_all
+from madtp_cli.errors import UsageError
+
+DOCUMENT: dict[str, Any] = {
+    "schema_version": 1,
+    "seed": 42,
+    "gmacs": {"dense": 55.5, "pruned": 26.5, "reduction": 0.52},
+    "params": 1000,
+    "modules": [{"name": "x", "gmacs": 1.0}],
+    "latency_ms": {"1": 9.0, "32": 80.0},
+    "latency_p90_ms": {"1": 12.0},
+    "dense_latency_ms": {},
+    "baseline": None,
+}
+
+
+def value(name: str) -> float:
+    (threshold,) = check([parse(f"{name}>0")], DOCUMENT)
+    return threshold.value
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "symbol", "limit"),
+    [
+        ("gmacs>27", "gmacs", ">", 27.0),
+        (" gmacs.dense >= 2.5e1 ", "gmacs.dense", ">=", 25.0),
+        ("latency_ms.32<.5", "latency_ms.32", "<", 0.5),
+        ("params!=-3", "params", "!=", -3.0),
+        ("reduction<=1.", "reduction", "<=", 1.0),
+        ("params==+4", "params", "==", 4.0),
+    ],
+)
+def test_a_condition_is_a_name_an_operator_and_a_number(text: str, name: str, symbol: str, limit: float) -> None:
+    assert parse(text) == Condition(text, name, symbol, limit)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gmacs", "gmacs>", ">27", "27<gmacs", "gmacs=27", "gmacs>27G", "gmacs>nan", "a b>1"]
+)
+def test_anything_else_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(text)
+    assert str(error.value) == (
+        f"--fail-if {text!r}: expected a name, one of >= <= == != > < and a number, such as 'gmacs>27'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gmacs", 26.5),
+        ("gmacs.pruned", 26.5),
+        ("gmacs.dense", 55.5),
+        ("gmacs.reduction", 0.52),
+        ("reduction", 0.52),
+        ("params", 1000.0),
+        ("latency_ms.1", 9.0),
+        ("latency_ms.32", 80.0),
+        ("latency_p90_ms", 12.0),  # one batch size was measured: it needs no name
+    ],
+)
+def test_names(name: str, expected: float) -> None:
+    assert value(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hit"),
+    [
+        ("gmacs>26.5", False),
+        ("gmacs>=26.5", True),
+        ("gmacs<26.5", False),
+        ("gmacs<=26.5", True),
+        ("gmacs==26.5", True),
+        ("gmacs!=26.5", False),
+        ("gmacs>26", True),
+        ("gmacs<27", True),
+    ],
+)
+def test_a_hit_is_a_condition_that_holds(text: str, hit: bool) -> None:
+    (threshold,) = check([parse(text)], DOCUMENT)
+    assert (threshold.expression, threshold.value, threshold.hit) == (text, 26.5, hit)
+
+
+def test_all_conditions_are_evaluated() -> None:
+    checked = check(parse_all(["gmacs>1", "gmacs>100", "params>1"]), DOCUMENT)
+    assert [threshold.hit for threshold in checked] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gmac", "gmac is not measured; did you mean gmacs?"),
+        (
+            "seed",
+            "seed is not measured; there are gmacs, reduction, params, latency_ms, latency_p90_ms, dense_latency_ms, "
+            "baseline",
+        ),
+    ],
+)
+def test_an_unknown_name_is_refused_before_anything_is_measured(name: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_all([f"{name}>1"])
+    assert str(error.value) == f"--fail-if '{name}>1': {message}"
+
+
+def test_a_latency_needs_the_latency() -> None:
+    with pytest.raises(UsageError) as error:
+        parse_all(["gmacs>1", "latency_ms.1>3"], latency=False)
+    assert str(error.value) == "--fail-if 'latency_ms.1>3': needs the latency; remove --no-latency"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("latency_ms", "latency_ms is several, name one: latency_ms.1, latency_ms.32"),
+        ("gmacs.prund", "gmacs.prund is not measured; did you mean gmacs.pruned?"),
+        (
+            "baseline",
+            "baseline is not measured; there are gmacs.dense, gmacs.pruned, gmacs.reduction, params, latency_ms.1, "
+            "latency_ms.32, latency_p90_ms.1, reduction",
+        ),
+    ],
+)
+def test_a_name_that_was_not_measured_lists_what_was(name: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        value(name)
+    assert str(error.value) == f"--fail-if '{name}>0': {message}"

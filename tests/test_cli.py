@@ -1,0 +1,272 @@
+"""The command line: help, usage, errors and their exit codes, and what is not imported."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import madtp_cli
+from madtp_cli import errors
+from madtp_cli.cli import app, guarded
+from madtp_cli.recipe import load_recipe
+
+COMMANDS = ("prune", "finetune", "evaluate", "profile", "recipes")
+NAMES = "quickstart, shapes_nlvr_p80, shapes_pretrain"
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter that finds the package under test."""
+    home = str(Path(madtp_cli.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": home},
+        check=False,
+    )
+
+
+# Help and usage ----------------------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"madtp {madtp_cli.__version__}\n")
+
+
+def test_help_names_every_command_and_exit_code() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in result.stdout
+    assert "..." not in result.stdout.partition("Commands:")[2]  # no first sentence is cut off
+    words = " ".join(result.stdout.split())
+    assert (
+        "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 recipe invalid, 4 checkpoint or data missing or "
+        "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 130 interrupted." in words
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: root {name} ") or f" {name} " in result.stdout.splitlines()[0]
+    assert run(name, "-h").stdout == result.stdout
+
+
+@pytest.mark.parametrize("name", ["prune", "finetune", "evaluate", "profile"])
+def test_the_flags_of_every_command_are_documented(name: str) -> None:
+    shared = {"--json", "--device", "--precision", "--seed", "-v, --verbose", "-q, --quiet", "--debug", "--recipe"}
+    training = {"--checkpoint", "--output", "--set", "--resume", "--dry-run", "--overwrite"}
+    own = {
+        "prune": training,
+        "finetune": training,
+        "evaluate": {"--split", "--limit", "--batch-size", "--predictions"},
+        "profile": {
+            "--random-init",
+            "--baseline",
+            "--counter",
+            "--batch-size",
+            "--text-tokens",
+            "--latency / --no-latency",
+            "--fail-if",
+        },
+    }
+    text = run(name, "--help").stdout
+    for flag in shared | own[name]:
+        assert f"  {flag} " in text, flag
+
+
+def test_there_is_no_export_yet() -> None:
+    assert run("export").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pruen"], "No such command 'pruen'."),
+        (["prune"], "Missing option '--recipe'."),
+        (["prune", "--nope"], "No such option: --nope"),
+        (["prune", "--recipe", "quickstart", "--device", "gpu"], "'gpu' is not auto, cpu, mps, cuda or cuda:N."),
+        (["prune", "--recipe", "quickstart", "--seed", "-1"], "'--seed'"),
+        (["prune", "--recipe", "quickstart", "--precision", "int8"], "'--precision'"),
+        (["evaluate"], "Missing argument 'CHECKPOINT'."),
+        (["evaluate", "x", "--split", "train"], "'--split'"),
+        (["evaluate", "x", "--limit", "0"], "'--limit'"),
+        (["profile", "x", "--counter", "guess"], "'--counter'"),
+        (["profile", "x", "--batch-size", "0"], "'--batch-size'"),
+        (["profile", "x", "--text-tokens", "0"], "'--text-tokens'"),
+        (["recipes", "show"], "Missing argument 'NAME'."),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_why(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["prune", "--recipe", "zzz"], 3, f"zzz: no such file and no shipped recipe of this name; there are: {NAMES}"),
+        (["finetune", "--recipe", "no/x.yaml"], 3, f"no{os.sep}x.yaml: no such recipe file; see: madtp recipes ls"),
+        (
+            ["prune", "--recipe", "quickstart", "--set", "seed"],
+            2,
+            "--set seed: expected key=value, such as --set training.seed=7",
+        ),
+        (
+            ["prune", "--recipe", "quickstart", "--set", "training.seed=x"],
+            3,
+            "--set training.seed=x: training.seed must be a whole number, got 'x' (text)",
+        ),
+        (["prune", "--recipe", "quickstart", "--output", ""], 3, "--output : output must not be empty"),
+        (["prune", "--recipe", "quickstart", "-q", "-v"], 2, "--quiet and --verbose exclude each other; give one"),
+        (["profile"], 2, "profile needs exactly one of CHECKPOINT and --recipe FILE"),
+        (["profile", "x", "--recipe", "quickstart"], 2, "profile needs exactly one of CHECKPOINT and --recipe FILE"),
+        (["profile", "x", "--random-init"], 2, "--random-init needs --recipe FILE: a checkpoint has its weights"),
+        (
+            ["profile", "x", "--fail-if", "gmacs"],
+            2,
+            "--fail-if 'gmacs': expected a name, one of >= <= == != > < and a number, such as 'gmacs>27'",
+        ),
+        (
+            ["evaluate", "x", "--predictions", "no/such/file.jsonl"],
+            2,
+            f"--predictions {Path('no/such/file.jsonl')}: there is no folder {Path('no/such')}; make it first",
+        ),
+    ],
+)
+def test_what_typer_cannot_see_is_one_line_as_well(arguments: list[str], code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert result.stderr == f"madtp: error: {message}\n"
+    assert result.stdout == ""
+
+
+def test_prune_needs_a_budget() -> None:
+    result = run("prune", "--recipe", "shapes_pretrain")
+    assert result.exit_code == 3
+    place = load_recipe("shapes_pretrain").where("budget")
+    assert result.stderr == (
+        f"madtp: error: {place}: budget is missing, and prune needs one; try --set budget.reduction=0.5, or madtp "
+        "finetune to train without one\n"
+    )
+
+
+def test_prune_finds_the_strength_itself() -> None:
+    result = run("prune", "--recipe", "quickstart", "--set", "pruning.strength=0.3")
+    assert result.exit_code == 3
+    assert result.stderr == (
+        "madtp: error: --set pruning.strength=0.3: pruning.strength is found by the budget in prune; remove it, or use "
+        "madtp finetune to hold it\n"
+    )
+
+
+# Errors ------------------------------------------------------------------------------------------------------
+
+
+def guard(error: BaseException) -> Any:
+    """Run a program of one command that raises."""
+    single = typer.Typer()
+
+    def command(debug: bool = False) -> None:
+        raise error
+
+    single.command()(guarded(command))
+    return lambda *arguments: CliRunner().invoke(single, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (errors.MadtpError("x"), 1, "madtp: error: x\n"),
+        (errors.UsageError("x"), 2, "madtp: error: x\n"),
+        (errors.RecipeError(["a:1: x", "b:2: y"]), 3, "madtp: error: a:1: x\nmadtp: error: b:2: y\n"),
+        (errors.SourceError("x"), 4, "madtp: error: x\n"),
+        (errors.BudgetError("x"), 5, "madtp: error: x\n"),
+        (errors.ThresholdError("x"), 6, "madtp: error: x\n"),
+        (errors.Interrupted("state saved in x"), 130, "madtp: interrupted: state saved in x\n"),
+        (KeyboardInterrupt(), 130, "madtp: interrupted: stopped by the user\n"),
+        (
+            ValueError("two\n lines"),
+            1,
+            "madtp: error: internal error: ValueError: two lines; add --debug for the traceback\n",
+        ),
+        (
+            ZeroDivisionError(),
+            1,
+            "madtp: error: internal error: ZeroDivisionError: no message; add --debug for the traceback\n",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_is_one_line_and_its_exit_code(error: BaseException, code: int, line: str) -> None:
+    result = guard(error)()
+    assert (result.exit_code, result.stderr, result.stdout) == (code, line, "")
+
+
+@pytest.mark.parametrize("error", [errors.SourceError("gone"), ValueError("gone"), KeyboardInterrupt()])
+def test_debug_prints_the_traceback_first(error: BaseException) -> None:
+    result = guard(error)("--debug")
+    lines = result.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("madtp: ")
+    assert "--debug" not in lines[-1]
+
+
+def test_a_closed_pipe_is_no_internal_error() -> None:
+    result = guard(BrokenPipeError(errno.EPIPE, "Broken pipe"))()
+    assert "internal error" not in result.stderr
+
+
+# Imports -----------------------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "transformers", "numpy", "accelerate", "datasets", "safetensors", "PIL", "fvcore")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [None, ["--help"], ["prune", "--help"], ["recipes", "validate", "quickstart"], ["recipes", "ls", "--json"]],
+    ids=str,
+)
+def test_what_does_not_compute_imports_nothing_heavy(arguments: list[str] | None) -> None:
+    code = f"""
+import sys
+from madtp_cli.cli import app
+arguments = {arguments!r}
+if arguments is not None:
+    try:
+        app(arguments)
+    except SystemExit as end:
+        assert end.code == 0, end.code
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["", ".recipe", ".results", ".budget", ".errors"])
+def test_modules_without_torch_stay_so(module: str) -> None:
+    result = python(f"import sys, madtp_cli{module}; print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_python_m_is_the_same_program() -> None:
+    code = "import runpy, sys; sys.argv = ['x', '--version']; runpy.run_module('madtp_cli', run_name='__main__')"
+    assert python(code).stdout == f"madtp {madtp_cli.__version__}\n"
