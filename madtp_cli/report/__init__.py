@@ -1,0 +1,1 @@
+"""What people read: live progress, reports in the terminal, model cards. Nothing here imports torch."""
