@@ -1,0 +1,78 @@
+"""What every pruning method is: evidence about one layer's tokens in, a Selection out, one knob in [0, 1).
+
+Shapes as in tokens.py: T packed tokens, K alignment tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from madtp_cli.attention import Statistics
+from madtp_cli.tokens import Selection, Spans, Tokens
+
+Need = Literal["statistics", "guidance"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a method may look at in one layer, between its self-attention and its next sub-layer."""
+
+    tokens: Tokens
+    layer: int
+    statistics: Statistics | None  # of this layer's self-attention, if the method needs it
+    guidance: Tensor | None  # [T, K] raw alignment logits of the block's input, if the method needs them
+
+
+class Pruner(Protocol):
+    """A pruning method. `strength` is its one knob: 0 keeps every token, and cost falls monotonically towards 1."""
+
+    needs: frozenset[Need]
+
+    def select(self, evidence: Evidence, strength: float) -> Selection:
+        """Say where each of the tokens goes."""
+
+
+def keep_share(scores: Tensor, tokens: Tokens, strength: float) -> Tensor:
+    """Mark in every sample the same share 1 - strength of its unprotected tokens, the best scores first: [T] bool."""
+    scores = scores.masked_fill(tokens.protected, float("-inf"))
+    free = tokens.spans.sum((~tokens.protected).long())  # [B]
+    quota = (free * (1 - strength)).round().clamp_min(1)
+    return tokens.spans.rank(scores) < tokens.spans.spread(quota)
+
+
+def fuse(keep: Tensor, weight: Tensor, tokens: Tokens) -> Selection:
+    """Fold each sample's unkept tokens into the slot of the first of them, by their normalised weight [T].
+
+    A sample in which at most one token would go, or nothing would be kept, stays as it is: a merged token takes a slot,
+    so nothing would be saved.
+    """
+    spans = tokens.spans
+    drop = ~(keep | tokens.protected)
+    kept = spans.sum((keep & ~tokens.protected).long())
+    prunes = (spans.sum(drop.long()) > 1) & (kept > 0)  # [B]
+    drop = drop & spans.spread(prunes)
+
+    here = torch.arange(spans.total, device=keep.device)
+    first = spans.total - spans.max(torch.where(drop, spans.total - here, 0))  # [B] first dropped index
+    into = torch.where(drop, spans.spread(first), here)
+    weight = torch.where(drop, weight, torch.zeros_like(weight))
+    share = torch.where(drop, _share(weight, spans), torch.ones_like(weight))
+    return Selection(into, share)
+
+
+def normalise(scores: Tensor, tokens: Tokens) -> Tensor:
+    """Scale scores [T] to sum to one over each sample's unprotected tokens; protected ones get zero."""
+    return _share(scores.masked_fill(tokens.protected, 0.0), tokens.spans)
+
+
+def _share(scores: Tensor, spans: Spans) -> Tensor:
+    """Divide scores [T] by their sum over each sample, where it is not zero."""
+    total = spans.spread(spans.sum(scores))
+    return scores / torch.where(total == 0, 1, total)
+
+
+__all__ = ["Evidence", "Need", "Pruner", "Selection", "Spans", "fuse", "keep_share", "normalise"]

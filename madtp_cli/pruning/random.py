@@ -1,0 +1,31 @@
+"""Random token pruning: the control that every method has to beat."""
+
+from __future__ import annotations
+
+import torch
+
+from madtp_cli.pruning.base import Evidence, Need, fuse, keep_share
+from madtp_cli.tokens import Selection
+
+POSITIONS = 1 << 14  # a draw for every original position; merged tokens (-1) take the last
+
+
+class Random:
+    """Keep a random share of the tokens of every sample and merge the rest uniformly.
+
+    The draw depends on the layer and the token's original position alone, so a sample keeps the same tokens whatever
+    batch it comes in.
+    """
+
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def select(self, evidence: Evidence, strength: float) -> Selection:
+        """Keep the share 1 - strength of every sample's tokens."""
+        tokens = evidence.tokens
+        generator = torch.Generator().manual_seed(self.seed * 1000 + evidence.layer)
+        draw = torch.rand(POSITIONS, generator=generator).to(tokens.x.device)[tokens.position % POSITIONS]
+        keep = keep_share(draw, tokens, strength)
+        return fuse(keep, torch.ones_like(draw), tokens)

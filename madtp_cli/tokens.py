@@ -1,0 +1,188 @@
+"""Packed tokens: a batch of token sequences as one flat tensor, and the one way to shrink it.
+
+Shape legend used everywhere: B samples, T packed tokens, N tokens of one sample, C width, H heads, D head width,
+K alignment tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where each sample's tokens lie in a packed tensor: `starts[b] : starts[b] + lengths[b]`.
+
+    Lengths live on the host: attention needs them there to choose shapes, and reading them once per compaction is
+    the only synchronisation a pruned block costs.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Spans:
+        """Lay samples of the given lengths end to end."""
+        lengths = tuple(lengths)
+        return cls(starts=(0, *accumulate(lengths[:-1])) if lengths else (), lengths=lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all samples are equally long and lie end to end, so that a view [B, N, ...] exists."""
+        first = self.lengths[0]
+        return all(
+            length == first and start == row * first
+            for row, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True))
+        )
+
+    def pick(self, rows: Sequence[int]) -> Spans:
+        """Return the spans of the given samples, in that order; they may repeat and overlap."""
+        return Spans(tuple(self.starts[r] for r in rows), tuple(self.lengths[r] for r in rows))
+
+    def start_index(self, device: torch.device) -> Tensor:
+        """Return the index of every sample's first token, [B]."""
+        return torch.tensor(self.starts, device=device)
+
+    def sample_index(self, device: torch.device) -> Tensor:
+        """Return the sample that every token belongs to, [T]; for spans that lie end to end."""
+        return torch.repeat_interleave(torch.tensor(self.lengths, device=device), output_size=self.total)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum values [T, ...] over each sample: [B, ...]."""
+        if self.uniform:
+            return self._rows(values).sum(1)
+        out = values.new_zeros(len(self), *values.shape[1:])
+        return out.index_add(0, self.sample_index(values.device), values)
+
+    def max(self, values: Tensor) -> Tensor:
+        """Take the maximum of values [T, ...] over each sample: [B, ...]."""
+        if self.uniform:
+            return self._rows(values).amax(1)
+        index = self.sample_index(values.device).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+        out = values.new_zeros(len(self), *values.shape[1:])
+        return out.scatter_reduce(0, index, values, "amax", include_self=False)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Give every token its sample's value: [B, ...] -> [T, ...]."""
+        if self.uniform:
+            return values.repeat_interleave(self.lengths[0], 0, output_size=self.total)
+        return values[self.sample_index(values.device)]
+
+    def softmax(self, values: Tensor) -> Tensor:
+        """Take the softmax of values [T, ...] over each sample; -inf takes no part, and nothing but -inf gives nan."""
+        if self.uniform:
+            return self._rows(values).softmax(1).flatten(0, 1)
+        shifted = (values - self.spread(self.max(values.detach()))).exp()
+        return shifted / self.spread(self.sum(shifted))
+
+    def rank(self, values: Tensor) -> Tensor:
+        """Rank the values [T] within each sample, 0 for the largest; ties in order of position."""
+        if self.uniform:
+            order = self._rows(values).argsort(dim=1, descending=True, stable=True)
+            return (
+                torch.empty_like(order)
+                .scatter_(1, order, torch.arange(self.lengths[0], device=values.device).expand_as(order))
+                .flatten()
+            )
+        sample = self.sample_index(values.device)
+        order = values.argsort(descending=True, stable=True)
+        order = order[sample[order].argsort(stable=True)]
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(self.total, device=values.device)
+        return rank - self.start_index(values.device)[sample]
+
+    def pad(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """Lay values [T, ...] out as a rectangle [B, longest, ...], `fill` beyond each sample's end."""
+        if self.uniform:
+            return self._rows(values)
+        index, mask = self.rectangle(values.device)
+        return values[index].masked_fill(~mask.view(*mask.shape, *[1] * (values.dim() - 1)), fill)
+
+    def rectangle(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return token indices [B, longest] (0 beyond a sample's end) and the mask of real ones."""
+        column = torch.arange(self.longest, device=device)
+        mask = column < torch.tensor(self.lengths, device=device)[:, None]
+        return ((self.start_index(device)[:, None] + column) * mask, mask)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        return values.unflatten(0, (len(self), self.lengths[0]))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of token sequences, end to end.
+
+    x [T, C]; spans of B samples; position [T] original index within the sample, -1 once merged; size [T] how many
+    original tokens each one stands for; protected [T] tokens that no method may drop or merge (class token, prompt).
+    """
+
+    x: Tensor
+    spans: Spans
+    position: Tensor
+    size: Tensor
+    protected: Tensor
+
+    @classmethod
+    def pack(cls, x: Tensor, spans: Spans) -> Tokens:
+        """Wrap fresh embeddings x [T, C]; the first token of every sample is its class token and is protected."""
+        start = spans.start_index(x.device)
+        position = torch.arange(spans.total, device=x.device) - spans.spread(start)
+        return cls(x, spans, position, torch.ones_like(position), position == 0)
+
+    def with_x(self, x: Tensor) -> Tokens:
+        """Return the same tokens with new states x [T, C]."""
+        return replace(self, x=x)
+
+    def first(self) -> Tensor:
+        """Return the first (class) token of every sample, [B, C]."""
+        return self.x[self.spans.start_index(self.x.device)]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Where each token goes: `into[j] = j` stays, `into[j] = i` is folded into slot i, -1 is dropped.
+
+    into [T] int64, weight [T]: a surviving slot i becomes the sum of weight[j] * x[j] over into[j] = i. Slot i must
+    itself stay.
+    """
+
+    into: Tensor
+    weight: Tensor
+
+
+def compact(tokens: Tokens, selection: Selection) -> Tokens:
+    """Carry out a selection: x'[i] = sum of weight[j] * x[j] over into[j] = i, for every surviving slot, in order.
+
+    Protected tokens survive unchanged whatever the method asked for; what it folds into one of them is dropped.
+    """
+    here = torch.arange(len(tokens.x), device=tokens.x.device)
+    into = torch.where(tokens.protected, here, selection.into)
+    weight = torch.where(tokens.protected, torch.ones_like(selection.weight), selection.weight)
+    stays = into == here  # [T]
+    slots = stays.nonzero().squeeze(1)  # [T']
+    folded = ((into >= 0) & ~stays & ~tokens.protected[into]).nonzero().squeeze(1)
+    target = (stays.cumsum(0) - 1)[into[folded]]
+
+    x = tokens.x[slots] * weight[slots, None].to(tokens.x.dtype)  # [T', C]
+    x = x.index_add(0, target, tokens.x[folded] * weight[folded, None].to(tokens.x.dtype))
+    size = tokens.size[slots].index_add(0, target, tokens.size[folded])
+    position = tokens.position[slots].index_fill(0, target, -1)
+    lengths = tokens.spans.sum(stays.long()).tolist()
+    return Tokens(x, Spans.of(lengths), position, size, tokens.protected[slots])
