@@ -1,0 +1,1 @@
+"""What the commands do: build from a recipe, train, evaluate, profile."""

@@ -1,0 +1,207 @@
+"""From a recipe to plain objects: the only reader of a Recipe below the commands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from madtp_cli.data import sentences, shapes
+from madtp_cli.engine.auxiliary import AuxiliaryHeads
+from madtp_cli.engine.evaluate import PairData
+from madtp_cli.engine.fit import FitSettings, Metric
+from madtp_cli.engine.losses import LossWeights
+from madtp_cli.errors import RecipeError, UsageError
+from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
+from madtp_cli.models.nlvr import BlipForNlvr, initialise, small_config
+from madtp_cli.models.processor import PairProcessor
+from madtp_cli.models.spec import PruningSpec
+from madtp_cli.recipe import Recipe, resolve_layers
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: how to open a split, its metric, its words, and whether every split is generated."""
+
+    split: Callable[..., PairData]
+    metric: Metric
+    vocabulary: tuple[str, ...]
+
+
+DATASETS: Mapping[str, DataSet] = {
+    "shapes": DataSet(shapes.ShapesPairs, shapes.accuracy, tuple(sentences.VOCABULARY)),
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a run and the metric they are judged by."""
+
+    train: PairData
+    validation: PairData
+    test: PairData
+    metric: Metric
+
+    def named(self, name: str) -> PairData:
+        """Return `validation` (or `val`) or `test`."""
+        return self.test if name == "test" else self.validation
+
+
+def open_splits(recipe: Recipe) -> Splits:
+    """Open the recipe's data."""
+    data = recipe.data
+    dataset = DATASETS[data.name]
+
+    def split(name: str, samples: int) -> PairData:
+        return dataset.split(name, samples, seed=data.seed, image_size=data.image_size)
+
+    return Splits(
+        train=split("train", data.train_samples),
+        validation=split("validation", data.validation_samples),
+        test=split("test", data.test_samples),
+        metric=dataset.metric,
+    )
+
+
+def starting_checkpoint(recipe: Recipe) -> Checkpoint | None:
+    """Open the checkpoint a recipe starts from; None if it trains from scratch."""
+    return open_checkpoint(recipe.model.checkpoint) if recipe.model.checkpoint else None
+
+
+def fresh_model(recipe: Recipe) -> BlipForNlvr:
+    """Build the recipe's architecture with random weights, from its seed."""
+    assert recipe.model.architecture is not None
+    torch.manual_seed(recipe.training.seed)
+    config = small_config(
+        image_size=recipe.data.image_size,
+        vocab_size=len(DATASETS[recipe.data.name].vocabulary),
+        **recipe.model.architecture.model_dump(),
+    )
+    model = BlipForNlvr(config)
+    initialise(model)
+    return model
+
+
+def load(
+    path: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[BlipForNlvr, PairProcessor]:
+    """Open a checkpoint folder or `builtin:NAME` as a ready model, in eval mode, and its processor."""
+    checkpoint = open_checkpoint(str(path))
+    model = checkpoint.build().to(choose_device(device), dtype)
+    return model.eval(), PairProcessor.from_folder(checkpoint.folder)
+
+
+def pruning_spec(recipe: Recipe, towers: Mapping[str, tuple[int, int]]) -> PruningSpec:
+    """Describe the recipe's pruning for towers {name: (layers, width)}.
+
+    Raises RecipeError for layers the model does not have, or widths that do not fit.
+    """
+    pruning, alignment = recipe.pruning, recipe.alignment
+    if pruning.method == "none":
+        return PruningSpec()
+    if alignment.projection == "none":
+        for tower, (_, width) in towers.items():
+            if width != alignment.dim:
+                raise RecipeError(
+                    f"{recipe.where('alignment.dim')}: alignment.dim is {alignment.dim} but the {tower} tower is {width} "
+                    "wide; with projection none they must be equal, try projection: shared"
+                )
+    chosen: Mapping[str, Any] = {"vision": pruning.layers.vision, "text": pruning.layers.text}
+    return PruningSpec(
+        method=pruning.method,
+        variant=pruning.variant,
+        tokens=pruning.tokens,
+        temperature=pruning.temperature,
+        strength=pruning.strength or 0.0,
+        layers={
+            tower: resolve_layers(chosen[tower], layers, f"pruning.layers.{tower}")
+            for tower, (layers, _) in towers.items()
+        },
+        alignment_tokens=alignment.tokens,
+        alignment_dim=alignment.dim,
+        projection=alignment.projection,
+    )
+
+
+def loss_weights(recipe: Recipe) -> LossWeights:
+    """Collect the weights of the loss."""
+    distillation = recipe.distillation
+    return LossWeights(
+        alignment=recipe.alignment.weight,
+        logits=distillation.logits,
+        temperature=distillation.temperature,
+        guidance=distillation.guidance,
+        features=distillation.features,
+    )
+
+
+def auxiliary_heads(recipe: Recipe, model: BlipForNlvr) -> AuxiliaryHeads | None:
+    """Build the training-only heads, if the recipe wants any."""
+    weights = recipe.training.auxiliary.model_dump()
+    if not any(weights.values()):
+        return None
+    config = model.config
+    return AuxiliaryHeads(config.vision_config.hidden_size, config.text_config.hidden_size, weights)
+
+
+def fit_settings(recipe: Recipe, device: torch.device) -> FitSettings:
+    """Turn the recipe's training section into plain numbers."""
+    training = recipe.training
+    samples = recipe.data.train_samples
+    if training.batch_size > samples:
+        raise RecipeError(
+            f"{recipe.where('training.batch_size')}: training.batch_size {training.batch_size} is more than the "
+            f"{samples} training samples; lower it or raise data.train_samples"
+        )
+    steps = training.steps or max(1, round((training.epochs or 0) * (samples // training.batch_size)))
+    return FitSettings(
+        steps=steps,
+        batch_size=training.batch_size,
+        optimizer=training.optimizer,
+        learning_rate=training.learning_rate,
+        alignment_learning_rate=recipe.alignment.learning_rate or training.learning_rate,
+        matrix_learning_rate=training.matrix_learning_rate or training.learning_rate,
+        weight_decay=training.weight_decay,
+        betas=training.betas,
+        warmup_steps=training.warmup_steps,
+        decay_from=training.decay_from,
+        clip_norm=training.clip_norm,
+        seed=training.seed,
+        precision=choose_precision(training.precision, device),
+        validate_every=training.validate_every or max(1, steps // 5),
+        save_every=training.save_every or max(1, steps // 5),
+        log_every=training.log_every,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve a --device; raises UsageError for one that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise UsageError(f"--device {name} cannot be used here: {reason}; try --device cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Resolve `auto`: bf16 where the hardware multiplies in it, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    # AMX tiles make bf16 several times faster than fp32; plain AVX-512 bf16 does not pay in training.
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def identity_of(recipe: Recipe) -> str:
+    """Return a digest of everything that a run's state depends on, for --resume."""
+    document = recipe.model_copy(update={"output": ""}).to_yaml()
+    return hashlib.sha256(document.encode()).hexdigest()[:16]

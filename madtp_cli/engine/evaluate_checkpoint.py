@@ -1,0 +1,71 @@
+"""`evaluate`: how good a checkpoint is on a split, and what its samples cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from madtp_cli import results
+from madtp_cli.engine import build
+from madtp_cli.engine.evaluate import BATCH, evaluate
+from madtp_cli.errors import SourceError, UsageError
+from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
+from madtp_cli.recipe import Recipe, load_recipe
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    *,
+    recipe: Recipe | None,
+    split: str,
+    limit: int | None,
+    batch_size: int | None,
+    predictions: Path | None,
+    device: str,
+    precision: str | None,
+    seed: int | None,
+    console: Console,
+    verbosity: int,
+) -> results.EvaluateResult:
+    """Evaluate a checkpoint on the data of its own recipe, or of another one."""
+    where = build.choose_device(device)
+    opened = open_checkpoint(checkpoint)
+    recipe = recipe or own_recipe(opened)
+    data = build.open_splits(recipe)
+    model = opened.build().to(where)
+    found = evaluate(
+        model,
+        data.named(split),
+        data.metric,
+        batch_size=batch_size or BATCH,
+        limit=limit,
+        records=predictions is not None,
+        precision=build.choose_precision(precision or "fp32", where),
+    )
+    if predictions is not None:
+        lines = [results.Prediction(**record).to_json() for record in found.records]
+        try:
+            predictions.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--predictions {predictions}: cannot be written: {error.strerror}") from None
+    return results.EvaluateResult(
+        command="evaluate",
+        device=str(where),
+        dtype=build.choose_precision(precision or "fp32", where),
+        seed=seed if seed is not None else recipe.training.seed,
+        checkpoint=checkpoint,
+        split=split,
+        samples=found.samples,
+        metrics=found.metrics,
+        gmacs=results.Gmacs(dense=found.dense_gmacs, pruned=found.gmacs, reduction=found.reduction),
+        predictions=None if predictions is None else str(predictions),
+    )
+
+
+def own_recipe(checkpoint: Checkpoint) -> Recipe:
+    """Read the recipe that lies in a checkpoint folder; raises SourceError if there is none."""
+    path = checkpoint.folder / "recipe.yaml"
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file, so the checkpoint's data are unknown; name them with --recipe")
+    return load_recipe(path)

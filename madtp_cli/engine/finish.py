@@ -1,0 +1,161 @@
+"""The end of a run: read the test split once, time both models, write the checkpoint folder."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from madtp_cli import results
+from madtp_cli.engine import build
+from madtp_cli.engine.evaluate import BATCH, Evaluation, evaluate
+from madtp_cli.engine.fit import METRICS
+from madtp_cli.engine.latency import compare_latency
+from madtp_cli.engine.output import OutputFolder
+from madtp_cli.models.checkpoints import WEIGHTS, Checkpoint, save_weights
+from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.processor import PairProcessor
+from madtp_cli.models.spec import PruningSpec
+from madtp_cli.recipe import Recipe
+from madtp_cli.report.model_card import model_card
+
+LIMITS = (
+    "Trained and measured on generated scenes of coloured shapes: it knows nothing of photographs.",
+    "English sentences of the 61 words in its vocabulary only.",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run works on: the model it trains, the dense one it is compared with, and how the first one prunes."""
+
+    student: BlipForNlvr
+    dense: BlipForNlvr | None
+    spec: PruningSpec
+    source: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose training is over; `goal` is the budget as a reduction, `began` its start on the monotonic clock."""
+
+    command: Literal["prune", "finetune"]
+    recipe: Recipe
+    subject: Subject
+    goal: float | None
+    device: torch.device
+    precision: str
+    began: float
+
+
+def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: Console) -> results.PruneResult:
+    """Compare both models on the test split and write the checkpoint folder."""
+    console.print(f"evaluating {len(splits.test)} test samples, then latency")
+    student = run.subject.student.eval()
+    models = {"pruned": student} if run.subject.dense is None else {"dense": run.subject.dense, "pruned": student}
+    tested = {name: evaluate(model, splits.test, splits.metric, batch_size=BATCH) for name, model in models.items()}
+    timed = compare_latency(models, splits.validation)
+    sides = {
+        name: _side(model, tested[name], {str(size): found[name].p50_ms for size, found in timed.items()})
+        for name, model in models.items()
+    }
+    result = results.PruneResult(
+        command=run.command,
+        device=str(run.device),
+        dtype=run.precision,
+        seed=run.recipe.training.seed,
+        checkpoint=str(output.final),
+        budget=_budget(run, tested["pruned"]),
+        dense=sides.get("dense"),
+        pruned=sides["pruned"],
+        layers=layer_results(tested["pruned"]),
+        seconds=time.monotonic() - run.began,
+    )
+    source = run.subject.source
+    processor = (
+        PairProcessor.from_folder(source.folder)
+        if source is not None
+        else PairProcessor.from_words(build.DATASETS[run.recipe.data.name].vocabulary, run.recipe.data.image_size)
+    )
+
+    def write(folder: Path) -> None:
+        nonlocal result
+        spec = replace(run.subject.spec, strength=student.strength)
+        budget = asdict(result.budget) if result.budget else {}
+        save_weights(folder, student, spec, run.recipe.task, budget)
+        result = _with_sizes(result, folder, source)
+        processor.save(folder)
+        (folder / "recipe.yaml").write_text(run.recipe.to_yaml(), encoding="utf-8")
+        (folder / "profile.json").write_text(result.to_json() + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(run, result), encoding="utf-8")
+        shutil.copyfile(output.work / METRICS, folder / METRICS)
+
+    output.publish(write)
+    return result
+
+
+def layer_results(found: Evaluation) -> tuple[results.LayerTokens, ...]:
+    """Turn an evaluation's token counts into the records that are printed and saved."""
+    return tuple(
+        results.LayerTokens(
+            tower=layer.tower,
+            layer=layer.layer,
+            tokens_mean=layer.mean,
+            tokens_min=layer.least,
+            tokens_max=layer.most,
+        )
+        for layer in found.layers
+    )
+
+
+def _budget(run: Finished, tested: Evaluation) -> results.Budget | None:
+    """Judge the budget by the test split."""
+    if run.goal is None or run.recipe.budget is None:
+        return None
+    tolerance = run.recipe.budget.tolerance
+    return results.Budget(
+        target_reduction=run.goal,
+        reached_reduction=tested.reduction,
+        met=abs(tested.reduction - run.goal) <= tolerance,
+        tolerance=tolerance,
+    )
+
+
+def _side(model: BlipForNlvr, tested: Evaluation, latency_ms: dict[str, float]) -> results.Side:
+    return results.Side(
+        metrics=tested.metrics,
+        gmacs=tested.gmacs,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        latency_ms=latency_ms,
+    )
+
+
+def _with_sizes(result: results.PruneResult, folder: Path, source: Checkpoint | None) -> results.PruneResult:
+    """Add the size of the weights on disk, once they are there."""
+    assert result.pruned is not None
+    pruned = replace(result.pruned, size_mib=(folder / WEIGHTS).stat().st_size / 2**20)
+    dense = result.dense
+    if dense is not None and source is not None:
+        dense = replace(dense, size_mib=(source.folder / WEIGHTS).stat().st_size / 2**20)
+    return replace(result, pruned=pruned, dense=dense)
+
+
+def _card(run: Finished, result: results.PruneResult) -> str:
+    """Write the model card."""
+    recipe = run.recipe
+    return model_card(
+        result,
+        base=recipe.model.checkpoint or "none: trained from scratch",
+        recipe_name=recipe.name,
+        data=recipe.data.name,
+        seed=recipe.training.seed,
+        seconds=result.seconds,
+        hardware=f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {run.device}",
+        limits=LIMITS,
+    )

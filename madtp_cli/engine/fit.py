@@ -1,0 +1,230 @@
+"""The one training loop: from scratch, at fixed pruning, or towards a budget."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
+
+from madtp_cli.budget import BudgetController
+from madtp_cli.engine.evaluate import Evaluation, PairData, evaluate
+from madtp_cli.engine.optimizers import OptimizerName, make_optimizers
+from madtp_cli.engine.resume import StopRequest, load_state, save_state
+from madtp_cli.engine.step import StepOutput, TrainingStep
+from madtp_cli.errors import Interrupted, MadtpError
+from madtp_cli.report.progress import StepReport, TrainingProgress, metrics_line
+
+Metric = Callable[[Sequence[int], Sequence[int], Sequence[str]], Mapping[str, float]]
+BEST = "best.safetensors"
+METRICS = "metrics.jsonl"
+# A validation counts towards the choice of weights while the cost is this near its goal, in reduction.
+NEAR_GOAL = 0.03
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Plain numbers of a training run; steps count optimiser updates, batch_size sentences."""
+
+    steps: int
+    batch_size: int
+    optimizer: OptimizerName
+    learning_rate: float
+    alignment_learning_rate: float
+    matrix_learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup_steps: int
+    decay_from: float
+    clip_norm: float
+    seed: int
+    precision: str
+    validate_every: int
+    save_every: int
+    log_every: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run trains on and what it is judged by; `identity` names the recipe, for --resume."""
+
+    step: TrainingStep
+    train: PairData
+    validation: PairData
+    metric: Metric
+    settings: FitSettings
+    controller: BudgetController | None
+    folder: Path
+    identity: str
+
+
+@dataclass
+class Run:
+    """How far a run is: what a resumed one needs beside weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_accuracy: float = -1.0
+    best_step: int = 0
+    best_strength: float = 0.0
+    validation: dict[str, float] = field(default_factory=dict)
+
+
+def learning_rate_share(step: int, steps: int, warmup_steps: int, decay_from: float) -> float:
+    """Return the share of the peak learning rate at a step: linear warm-up, constant, cosine to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    start = max(decay_from * steps, warmup_steps)
+    if step <= start or start >= steps:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start)))
+
+
+def make_accelerator(settings: FitSettings, device: str) -> Accelerator:
+    """Set up the device and mixed precision, and seed everything random."""
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[settings.precision]
+    accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+    set_seed(settings.seed)
+    return accelerator
+
+
+def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resume: bool = False) -> Run:
+    """Train, and leave the best weights on validation in the student.
+
+    Raises Interrupted, with the state saved, on Ctrl-C or SIGTERM; MadtpError if the loss stops being a number.
+    """
+    settings = job.settings
+    optimizers = make_optimizers(
+        settings.optimizer,
+        job.step,
+        learning_rate=settings.learning_rate,
+        alignment_learning_rate=settings.alignment_learning_rate,
+        matrix_learning_rate=settings.matrix_learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+    )
+    share = partial(
+        learning_rate_share,
+        steps=settings.steps,
+        warmup_steps=settings.warmup_steps,
+        decay_from=settings.decay_from,
+    )
+    schedulers = [LambdaLR(optimizer, share) for optimizer in optimizers]
+    module = accelerator.prepare(job.step)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
+    run = _resumed(job, accelerator) if resume else Run()
+    usable = len(job.train) // settings.batch_size * settings.batch_size
+    began = time.monotonic() - run.seconds
+    module.train()
+    with StopRequest() as stop, (job.folder / METRICS).open("a", encoding="utf-8") as log:
+        while run.step < settings.steps:
+            batch = job.train.batch(run.step * settings.batch_size % usable, settings.batch_size)
+            output: StepOutput = module(batch)
+            loss = torch.stack(list(output.losses.values())).sum()
+            if not math.isfinite(loss.item()):
+                raise MadtpError(
+                    f"the loss is {loss.item()} at step {run.step + 1}; try a lower training.learning_rate"
+                )
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(module.parameters(), settings.clip_norm)
+            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            run.step += 1
+            if job.controller:
+                job.step.student.strength = job.controller.update(output.reduction, run.step / settings.steps)
+            run.seconds = time.monotonic() - began
+
+            report = _report(job, run, output, schedulers[-1].get_last_lr()[0])
+            progress.step(report)
+            if run.step % settings.log_every == 0 or run.step == settings.steps:
+                log.write(metrics_line(report) + "\n")
+            if run.step % settings.validate_every == 0 or run.step == settings.steps:
+                _validate(job, run, progress)
+                log.write(json.dumps({"step": run.step, "validation": run.validation}) + "\n")
+                log.flush()
+            if stop.asked or run.step % settings.save_every == 0:
+                _save(job, accelerator, run)
+            if stop.asked:
+                raise Interrupted(
+                    f"stopped at step {run.step} of {settings.steps}; the state is saved in {job.folder}, "
+                    "go on with --resume"
+                )
+    _restore_best(job, run)
+    return run
+
+
+def _report(job: Job, run: Run, output: StepOutput, learning_rate: float) -> StepReport:
+    """Describe one step for people and for metrics.jsonl."""
+    plan = job.step.student.plan
+    losses = {name: part.item() for name, part in output.losses.items()}
+    target = job.controller.target(run.step / job.settings.steps) if job.controller else None
+    return StepReport(
+        step=run.step,
+        steps=job.settings.steps,
+        losses={**losses, "total": sum(losses.values())},
+        learning_rate=learning_rate,
+        seconds=run.seconds,
+        gmacs=output.macs / 1e9 if plan else None,
+        target_gmacs=None if target is None else (1 - target) * output.dense_macs / 1e9,
+        dense_gmacs=output.dense_macs / 1e9,
+        strength=job.step.student.strength if plan else None,
+        temperature=getattr(plan.pruner, "temperature", None) if plan else None,
+        tokens_kept=output.tokens_kept if plan else None,
+        validation=run.validation or None,
+    )
+
+
+def _validate(job: Job, run: Run, progress: TrainingProgress) -> None:
+    """Measure the validation split and keep the weights if they are the best so far at the goal's cost."""
+    student = job.step.student
+    found: Evaluation = evaluate(student, job.validation, job.metric, batch_size=job.settings.batch_size)
+    run.validation = {"accuracy": found.metrics["accuracy"], "reduction": found.reduction}
+    progress.validation(run.validation, run.step)
+    controller = job.controller
+    # Until the ramp ends the model is dearer than the goal, and its accuracy is no argument.
+    at_goal = controller is None or (
+        run.step >= controller.ramp * job.settings.steps and found.reduction > controller.goal - NEAR_GOAL
+    )
+    if at_goal and run.validation["accuracy"] >= run.best_accuracy:
+        run.best_accuracy, run.best_step = run.validation["accuracy"], run.step
+        run.best_strength = student.strength
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}, job.folder / BEST
+        )
+
+
+def _restore_best(job: Job, run: Run) -> None:
+    """Put the weights that validation chose back, if any were."""
+    if run.best_step and run.best_step != run.step:
+        job.step.student.load_state_dict(load_file(job.folder / BEST))
+        job.step.student.strength = run.best_strength
+
+
+def _save(job: Job, accelerator: Accelerator, run: Run) -> None:
+    state = {
+        "identity": job.identity,
+        "run": asdict(run),
+        "strength": job.step.student.strength,
+        "controller": job.controller.state_dict() if job.controller else None,
+    }
+    save_state(accelerator, job.folder, state)
+
+
+def _resumed(job: Job, accelerator: Accelerator) -> Run:
+    state = load_state(accelerator, job.folder, job.identity)
+    job.step.student.strength = state["strength"]
+    if job.controller:
+        job.controller.load_state_dict(state["controller"])
+    return Run(**state["run"])

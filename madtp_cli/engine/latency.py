@@ -1,0 +1,69 @@
+"""How long models take on real samples, side by side in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+
+import torch
+
+from madtp_cli.costs.latency import Latency, Setting, compare
+from madtp_cli.data.batch import PairBatch
+from madtp_cli.engine.evaluate import PairData, image_pairs, mixed, pixels
+from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
+from madtp_cli.models.nlvr import BlipForNlvr
+
+BATCH_SIZES = (1, 32)
+# Models go through the same samples in the same order, so the quantiles are over samples too.
+SAMPLES = 64
+# attention.py chooses between its backends by the lengths it meets.
+ATTENTION_BACKEND = "auto"
+
+Candidate = tuple[BlipForNlvr, Sequence[PairBatch]]  # a model and the samples, batches of one, that it runs
+
+
+def time_models(
+    candidates: Mapping[str, Candidate],
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    precision: str = "fp32",
+    seconds: float = 2.0,
+) -> dict[int, dict[str, Latency]]:
+    """Time models in turn, each on its samples; every size needs at least as many of them.
+
+    Returns the latency of a whole batch by batch size and model. Pixels are normalised and on the device before the
+    clock starts.
+    """
+    found: dict[int, dict[str, Latency]] = {}
+    for size in sorted(set(batch_sizes)):
+        device = next(next(iter(candidates.values()))[0].parameters()).device
+        setting = Setting(size, str(device), precision, ATTENTION_BACKEND)
+        calls = {name: _call(model, samples, size, precision) for name, (model, samples) in candidates.items()}
+        found[size] = compare(calls, setting, seconds=seconds)
+    return found
+
+
+def compare_latency(models: Mapping[str, BlipForNlvr], data: PairData) -> dict[int, dict[str, Latency]]:
+    """Time models at batch 1 and 32 on samples of a split: latencies by batch size and model."""
+    drawn = spread_samples(data, SAMPLES)
+    return time_models({name: (model, fit_samples(drawn, model)) for name, model in models.items()})
+
+
+def _call(model: BlipForNlvr, samples: Sequence[PairBatch], size: int, precision: str) -> Callable[[], object]:
+    """Make a call that runs the next batch at every turn."""
+    model.eval()
+    device = next(model.parameters()).device
+    joined = [join_samples(samples[row : row + size]) for row in range(0, len(samples) - size + 1, size)]
+    prepared = cycle(
+        [
+            (pixels(batch.images, device), batch.text.to(device), batch.text_lengths, image_pairs(batch))
+            for batch in joined
+        ]
+    )
+
+    @torch.inference_mode()
+    def call() -> object:
+        with mixed(precision, device):
+            return model(*next(prepared))
+
+    return call

@@ -1,0 +1,121 @@
+"""The parts of the training loss. Shapes: S sentences, I images, N patches, K alignment tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, pad
+
+from madtp_cli.alignment import alignment_loss
+from madtp_cli.models.nlvr import NlvrOutput
+from madtp_cli.models.tower import LayerTrace
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How much each part counts; a part that counts 0 is not computed."""
+
+    alignment: float = 0.1
+    logits: float = 1.0
+    temperature: float = 2.0
+    guidance: float = 1.0
+    features: float = 0.0
+
+
+def distillation_losses(
+    student: NlvrOutput,
+    teacher: NlvrOutput,
+    image_index: Sequence[tuple[int, int]],
+    layers: frozenset[int],
+    weights: LossWeights,
+    guidance_scale: float,
+) -> dict[str, Tensor]:
+    """Compare a pruned model's forward pass with the dense model's on the same batch, each part weighted."""
+    parts: dict[str, Tensor] = {}
+    if weights.logits:
+        parts["logits"] = weights.logits * logit_loss(student.logits, teacher.logits, weights.temperature)
+    if weights.features:
+        parts["features"] = weights.features * mse_loss(student.encoded.float(), teacher.encoded.float())
+    if weights.guidance and layers:
+        target = guidance_target(teacher.enc_attention, image_index, len(teacher.images.spans))
+        trace = [t for t in student.vision if t.layer in layers]
+        parts["guidance"] = weights.guidance * guidance_loss(trace, target, guidance_scale)
+    return parts
+
+
+def logit_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) of logits [S, n] softened by temperature T (Hinton et al. 2015)."""
+    return temperature**2 * kl_div(
+        log_softmax(student / temperature, -1),
+        log_softmax(teacher / temperature, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+@torch.no_grad()
+def guidance_target(
+    enc_attention: Sequence[tuple[Tensor, Tensor]], image_index: Sequence[tuple[int, int]], images: int
+) -> Tensor:
+    """Sharpen the dense [ENC]-to-image attention into a distribution over each image's patches: [I, N].
+
+    Probabilities (per layer and side [S, H, N + 1]) are squared, averaged over layers, heads and the sentences that
+    read the image, and renormalised without the class token. Unsharpened they are too flat to teach a ranking.
+    """
+    index = torch.tensor(image_index, device=enc_attention[0][0].device)
+    target: Tensor | None = None
+    for layer in enc_attention:
+        for side, probability in enumerate(layer):
+            sharp = probability.square().mean(1)[:, 1:]  # [S, N]
+            if target is None:
+                target = sharp.new_zeros(images, sharp.shape[1])
+            target.index_add_(0, index[:, side], sharp)
+    assert target is not None
+    return target / target.sum(-1, keepdim=True).clamp_min(1e-12)
+
+
+def guidance_loss(trace: Sequence[LayerTrace], target: Tensor, scale: float) -> Tensor:
+    """Return KL(target || softmax of the guidance over an image's tokens), the mean over pruned layers and images.
+
+    The target [I, N] is restricted to the patches that still stand for themselves when the layer is entered and
+    renormalised; a merged token has target zero.
+    """
+    losses = []
+    for layer in trace:
+        assert layer.guidance is not None
+        spans = layer.spans
+        aim = pad(target, (1, 1))  # [I, N + 2]: the class token in front, merged tokens (-1) at the back
+        image = spans.sample_index(target.device)
+        aim = aim[image, layer.position]  # [T]
+        aim = aim / spans.spread(spans.sum(aim)).clamp_min(1e-12)
+        logits = (layer.guidance.float() * scale).masked_fill(layer.position == 0, float("-inf"))
+        probability = spans.softmax(logits).clamp_min(1e-12)
+        losses.append((aim * (aim.clamp_min(1e-12).log() - probability.log())).sum() / len(spans))
+    return torch.stack(losses).mean()
+
+
+def task_loss(output: NlvrOutput, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of the answers."""
+    return cross_entropy(output.logits, labels)
+
+
+def aligned_loss(output: NlvrOutput, image_index: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the alignment loss between each sentence and the mean of its two images' aligned features."""
+    assert output.aligned is not None
+    images, text = output.aligned
+    left, right = torch.tensor(image_index, device=images.device).unbind(1)
+    return alignment_loss((images[left] + images[right]) / 2, text)
+
+
+__all__ = [
+    "LossWeights",
+    "aligned_loss",
+    "distillation_losses",
+    "guidance_loss",
+    "guidance_target",
+    "logit_loss",
+    "task_loss",
+]

@@ -1,0 +1,169 @@
+"""`prune` and `finetune`: from a recipe to a checkpoint folder and its report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from madtp_cli import results
+from madtp_cli.budget import BudgetController, calibrate, reachable
+from madtp_cli.engine import build
+from madtp_cli.engine.evaluate import BATCH, measure_reduction
+from madtp_cli.engine.finish import Finished, Subject, finish
+from madtp_cli.engine.fit import FitSettings, Job, fit, make_accelerator
+from madtp_cli.engine.output import OutputFolder
+from madtp_cli.engine.step import TrainingStep
+from madtp_cli.errors import RecipeError
+from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.spec import PruningSpec
+from madtp_cli.recipe import Recipe
+from madtp_cli.report.progress import TrainingProgress
+
+PROBE_SAMPLES = 128  # for the reachable range, before training
+CALIBRATION_TOLERANCE = 0.0005  # in reduction; the test split adds its own sampling error
+
+
+def prune(recipe: Recipe, **options: object) -> results.PruneResult:
+    """Train towards the recipe's budget, calibrate, and write the compressed checkpoint."""
+    return _run("prune", recipe, **options)  # type: ignore[arg-type]
+
+
+def finetune(recipe: Recipe, **options: object) -> results.PruneResult:
+    """Train at fixed pruning, or none, and write the checkpoint."""
+    return _run("finetune", recipe, **options)  # type: ignore[arg-type]
+
+
+def _run(
+    command: Literal["prune", "finetune"],
+    recipe: Recipe,
+    *,
+    name: str,
+    resume: bool,
+    dry_run: bool,
+    overwrite: bool,
+    device: str,
+    console: Console,
+    verbosity: int,
+) -> results.PruneResult:
+    began = time.monotonic()
+    where = build.choose_device(device)
+    output = OutputFolder(Path(recipe.output))
+    output.check(resume=resume, overwrite=overwrite)
+    settings = build.fit_settings(recipe, where)
+    splits = build.open_splits(recipe)
+    accelerator = make_accelerator(settings, where.type)
+    subject = _subject(command, recipe, where)
+    goal = _goal(recipe, subject.student, splits) if command == "prune" else None
+    if dry_run:
+        console.print(_plan(command, name, settings, goal, subject))
+        return results.PruneResult(
+            command=command,
+            device=str(where),
+            dtype=settings.precision,
+            seed=settings.seed,
+            checkpoint=None,
+            seconds=time.monotonic() - began,
+            dry_run=True,
+        )
+    output.prepare(resume=resume)
+    controller = None if goal is None else BudgetController(goal, recipe.training.ramp)
+    job = Job(
+        step=TrainingStep(
+            subject.student,
+            subject.dense if recipe.training.teacher else None,
+            build.auxiliary_heads(recipe, subject.student),
+            build.loss_weights(recipe),
+            guided_layers=_guided_layers(subject.student),
+            guidance_scale=_guidance_scale(subject.student),
+        ).to(where),
+        train=splits.train,
+        validation=splits.validation,
+        metric=splits.metric,
+        settings=settings,
+        controller=controller,
+        folder=output.work,
+        identity=build.identity_of(recipe),
+    )
+    with TrainingProgress(
+        console, settings.steps, f"{command} {name}", every=settings.log_every, quiet=verbosity < 0
+    ) as bar:
+        fit(job, accelerator, bar, resume=resume)
+    if goal is not None:
+        _calibrate(subject.student, splits, goal, console)
+    finished = Finished(command, recipe, subject, goal, where, settings.precision, began)
+    return finish(finished, splits, output, console)
+
+
+def _plan(command: str, name: str, settings: FitSettings, goal: float | None, subject: Subject) -> str:
+    """Say what a run would do."""
+    parts = [f"{command} {name}: {settings.steps:,} steps of {settings.batch_size} samples in {settings.precision}"]
+    if goal is not None:
+        parts.append(f"towards reduction {goal:.3f}")
+    parts.append(f"from {subject.source.folder if subject.source else 'random weights'}")
+    return ", ".join(parts) + "; nothing was trained or written"
+
+
+def _subject(command: str, recipe: Recipe, device: torch.device) -> Subject:
+    """Build the model to train and the dense one."""
+    source = build.starting_checkpoint(recipe)
+    if source is None:
+        return Subject(build.fresh_model(recipe).to(device), None, PruningSpec(), None)
+    spec = build.pruning_spec(recipe, source.towers)
+    if command == "finetune" and recipe.pruning.strength is None and source.spec.method != "none":
+        spec = source.spec  # recovery: a pruned checkpoint goes on as it is
+    student = source.build(spec, merge_gradient=not recipe.distillation.guidance)
+    return Subject(student.to(device), source.build(PruningSpec()).to(device), spec, source)
+
+
+def _goal(recipe: Recipe, student: BlipForNlvr, splits: build.Splits) -> float:
+    """Return the budget as a reduction; raises RecipeError, with the reachable range, for one that cannot be met."""
+    budget = recipe.budget
+    assert budget is not None
+
+    def measure(strength: float) -> float:
+        limit = min(PROBE_SAMPLES, len(splits.validation))
+        return measure_reduction(student, splits.validation, batch_size=BATCH, limit=limit, strength=strength)
+
+    low, high = reachable(measure)
+    dense = student.dense_gmacs(splits.validation.batch(0, min(PROBE_SAMPLES, len(splits.validation))).text_lengths)
+    goal = 1 - budget.gmacs / dense if budget.gmacs is not None else budget.reduction
+    assert goal is not None
+    if not max(low, 0) < goal <= high:
+        key = "budget.reduction" if budget.gmacs is None else "budget.gmacs"
+        asked = f"reduction {goal:.3f}" if budget.gmacs is None else f"{budget.gmacs} gmacs (reduction {goal:.3f})"
+        raise RecipeError(
+            f"{recipe.where(key)}: {asked} cannot be reached: this model and method reach reductions {max(low, 0):.3f} to "
+            f"{high:.3f} ({(1 - high) * dense:.4g} to {dense:.4g} gmacs); change the budget or pruning.layers"
+        )
+    return goal
+
+
+def _guided_layers(student: BlipForNlvr) -> frozenset[int]:
+    """Return the vision layers whose guidance decides, and is taught."""
+    plan = student.plan
+    return plan.layers["vision"] if plan and "guidance" in plan.pruner.needs else frozenset()
+
+
+def _guidance_scale(student: BlipForNlvr) -> float:
+    """Return what the method multiplies alignment logits by, so that what is taught is what decides."""
+    return getattr(student.plan.pruner, "scale", 1.0) if student.plan else 1.0
+
+
+def _calibrate(student: BlipForNlvr, splits: build.Splits, goal: float, console: Console) -> None:
+    """Set the strength that meets the goal on the whole validation split."""
+
+    def measure(strength: float) -> float:
+        return measure_reduction(
+            student, splits.validation, batch_size=BATCH, limit=len(splits.validation), strength=strength
+        )
+
+    found = calibrate(measure, goal, CALIBRATION_TOLERANCE, max_calls=12, start=student.strength)
+    student.strength = found.strength
+    console.print(
+        f"calibrated on {len(splits.validation)} validation samples: strength {found.strength:.4f}, "
+        f"reduction {found.reduction:.4f}, target {goal:.4f}"
+    )

@@ -1,0 +1,81 @@
+"""Real samples to measure costs on: sentences spread over a split, each with a pair of images of its own.
+
+Adaptive pruning decides by what it sees, so random pixels would measure another model. A data set may let sentences
+share a pair; here none do, because that would hide the cost of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from madtp_cli.data.batch import PairBatch
+from madtp_cli.engine.evaluate import PairData
+from madtp_cli.errors import SourceError, UsageError
+from madtp_cli.models.nlvr import BlipForNlvr
+
+
+def spread_samples(data: PairData, count: int) -> list[PairBatch]:
+    """Pick `count` samples evenly over a split, as batches of one; a small split's samples repeat."""
+    return [data.batch(row * len(data) // count, 1) for row in range(count)]
+
+
+def fit_samples(samples: Sequence[PairBatch], model: BlipForNlvr, text_tokens: int | None = None) -> list[PairBatch]:
+    """Resize images to what the model takes, and cut or repeat words to `text_tokens` if given.
+
+    Raises SourceError for words the model does not have, UsageError for sentences longer than it can read.
+    """
+    text = model.config.text_config
+    longest = max(text_tokens or max(sample.text_lengths[0] for sample in samples), 1)
+    if longest > text.max_position_embeddings:
+        raise UsageError(
+            f"--text-tokens {longest}: the model reads at most {text.max_position_embeddings} tokens; give fewer"
+        )
+    words = max(int(sample.text.max()) for sample in samples) + 1
+    if words > text.vocab_size:
+        raise SourceError(
+            f"the data's sentences use {words} words but the model has {text.vocab_size}: it was made for other data"
+        )
+    size = model.config.vision_config.image_size
+    fitted = []
+    for sample in samples:
+        ids = sample.text.tolist()
+        if text_tokens is not None:
+            ids = [ids[0], *islice(cycle(ids[1:] or ids), text_tokens - 1)]
+        fitted.append(
+            replace(
+                sample,
+                images=_resize(sample.images, size),
+                text=torch.tensor(ids),
+                text_lengths=[len(ids)],
+                auxiliary={},
+            )
+        )
+    return fitted
+
+
+def join_samples(samples: Sequence[PairBatch]) -> PairBatch:
+    """Put batches of one into one batch, each with its own images."""
+    images = [sample.images for sample in samples]
+    shifts = [0, *torch.tensor([len(image) for image in images]).cumsum(0).tolist()]
+    return PairBatch(
+        images=torch.cat(images),
+        text=torch.cat([sample.text for sample in samples]),
+        text_lengths=[length for sample in samples for length in sample.text_lengths],
+        image_index=torch.cat([sample.image_index + shift for sample, shift in zip(samples, shifts, strict=False)]),
+        labels=torch.cat([sample.labels for sample in samples]),
+        ids=tuple(name for sample in samples for name in sample.ids),
+        families=tuple(family for sample in samples for family in sample.families),
+    )
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    if images.shape[-1] == size:
+        return images
+    resized = interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
