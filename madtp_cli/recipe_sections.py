@@ -216,7 +216,7 @@ class TrainingSection(Section):
     """How the model is trained; exactly one of epochs and steps."""
 
     epochs: Positive | None = Field(None, description="passes over the training split")
-    steps: Count | None = Field(None, description="optimiser steps")
+    steps: Whole | None = Field(None, description="optimiser steps; 0 only calibrates the strength")
     batch_size: Count = Field(16, description="sentences per step")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="adamw; or muon for the blocks' matrices beside adamw for the rest, to train from scratch"

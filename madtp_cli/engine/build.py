@@ -6,16 +6,16 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from madtp_cli.data import sentences, shapes
+from madtp_cli.data import scenes, sentences, shapes
 from madtp_cli.engine.auxiliary import AuxiliaryHeads
 from madtp_cli.engine.evaluate import PairData
 from madtp_cli.engine.fit import FitSettings, Metric
 from madtp_cli.engine.losses import LossWeights
-from madtp_cli.errors import RecipeError, UsageError
+from madtp_cli.errors import RecipeError, SourceError, UsageError
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.models.nlvr import BlipForNlvr, initialise, small_config
 from madtp_cli.models.processor import PairProcessor
@@ -25,15 +25,16 @@ from madtp_cli.recipe import Recipe, resolve_layers
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: how to open a split, its metric, its words, and whether every split is generated."""
+    """A data set: how to open a split, its metric, its words, and the side of the patches it has labels for."""
 
     split: Callable[..., PairData]
     metric: Metric
     vocabulary: tuple[str, ...]
+    labelled_patch: int
 
 
 DATASETS: Mapping[str, DataSet] = {
-    "shapes": DataSet(shapes.ShapesPairs, shapes.accuracy, tuple(sentences.VOCABULARY)),
+    "shapes": DataSet(shapes.ShapesPairs, shapes.accuracy, tuple(sentences.VOCABULARY), scenes.PATCH_SIZE),
 }
 
 
@@ -72,6 +73,18 @@ def starting_checkpoint(recipe: Recipe) -> Checkpoint | None:
     return open_checkpoint(recipe.model.checkpoint) if recipe.model.checkpoint else None
 
 
+def check_fits(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse data that a checkpoint's model cannot read; raises SourceError."""
+    config, data = checkpoint.config, recipe.data
+    words, size = len(DATASETS[data.name].vocabulary), config.vision_config.image_size
+    if config.text_config.vocab_size < words or size != data.image_size:
+        raise SourceError(
+            f"{checkpoint.folder}: its model reads {config.text_config.vocab_size} words and images of {size} pixels, "
+            f"but {data.name} has {words} words and {data.image_size} pixels: it was made for other data, try another "
+            "checkpoint or --recipe"
+        )
+
+
 def fresh_model(recipe: Recipe) -> BlipForNlvr:
     """Build the recipe's architecture with random weights, from its seed."""
     assert recipe.model.architecture is not None
@@ -84,6 +97,11 @@ def fresh_model(recipe: Recipe) -> BlipForNlvr:
     model = BlipForNlvr(config)
     initialise(model)
     return model
+
+
+def fresh_processor(recipe: Recipe) -> PairProcessor:
+    """Make the processor of a model that is trained from scratch on the recipe's data."""
+    return PairProcessor.from_words(DATASETS[recipe.data.name].vocabulary, recipe.data.image_size)
 
 
 def load(
@@ -140,11 +158,23 @@ def loss_weights(recipe: Recipe) -> LossWeights:
 
 
 def auxiliary_heads(recipe: Recipe, model: BlipForNlvr) -> AuxiliaryHeads | None:
-    """Build the training-only heads, if the recipe wants any."""
+    """Build the training-only heads, if the recipe wants any.
+
+    Raises RecipeError for patch labels on a model that prunes, or whose patches are not those of the labels.
+    """
     weights = recipe.training.auxiliary.model_dump()
     if not any(weights.values()):
         return None
     config = model.config
+    patch, labelled = config.vision_config.patch_size, DATASETS[recipe.data.name].labelled_patch
+    if weights["patches"] and (model.plan is not None or patch != labelled):
+        fault = (
+            f"{recipe.data.name} labels patches of {labelled} pixels, and the model's have {patch}"
+            if patch != labelled
+            else "patches that were pruned have no state to label, and this recipe prunes"
+        )
+        where = recipe.where("training.auxiliary.patches")
+        raise RecipeError(f"{where}: training.auxiliary.patches cannot be used: {fault}; set it to 0")
     return AuxiliaryHeads(config.vision_config.hidden_size, config.text_config.hidden_size, weights)
 
 
@@ -157,7 +187,14 @@ def fit_settings(recipe: Recipe, device: torch.device) -> FitSettings:
             f"{recipe.where('training.batch_size')}: training.batch_size {training.batch_size} is more than the "
             f"{samples} training samples; lower it or raise data.train_samples"
         )
-    steps = training.steps or max(1, round((training.epochs or 0) * (samples // training.batch_size)))
+    precision = choose_precision(training.precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise RecipeError(
+            f"{recipe.where('training.precision')}: training.precision fp16 needs a GPU, got cpu; try bf16 or fp32"
+        )
+    steps = training.steps
+    if steps is None:
+        steps = max(1, round((training.epochs or 0) * (samples // training.batch_size)))
     return FitSettings(
         steps=steps,
         batch_size=training.batch_size,
@@ -171,7 +208,7 @@ def fit_settings(recipe: Recipe, device: torch.device) -> FitSettings:
         decay_from=training.decay_from,
         clip_norm=training.clip_norm,
         seed=training.seed,
-        precision=choose_precision(training.precision, device),
+        precision=precision,
         validate_every=training.validate_every or max(1, steps // 5),
         save_every=training.save_every or max(1, steps // 5),
         log_every=training.log_every,
@@ -201,7 +238,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
 
 
-def identity_of(recipe: Recipe) -> str:
+def identity_of(recipe: Recipe, command: Literal["prune", "finetune"]) -> str:
     """Return a digest of everything that a run's state depends on, for --resume."""
-    document = recipe.model_copy(update={"output": ""}).to_yaml()
+    ignored = {"output": ""} if command == "prune" else {"output": "", "budget": None}
+    document = recipe.model_copy(update=ignored).to_yaml()
     return hashlib.sha256(document.encode()).hexdigest()[:16]
