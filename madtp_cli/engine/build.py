@@ -125,8 +125,8 @@ def pruning_spec(recipe: Recipe, towers: Mapping[str, tuple[int, int]]) -> Pruni
         for tower, (_, width) in towers.items():
             if width != alignment.dim:
                 raise RecipeError(
-                    f"{recipe.where('alignment.dim')}: alignment.dim is {alignment.dim} but the {tower} tower is {width} "
-                    "wide; with projection none they must be equal, try projection: shared"
+                    f"{recipe.where('alignment.dim')}: alignment.dim is {alignment.dim} but the {tower} tower is "
+                    f"{width} wide; with projection none they must be equal, try projection: shared"
                 )
     chosen: Mapping[str, Any] = {"vision": pruning.layers.vision, "text": pruning.layers.text}
     return PruningSpec(

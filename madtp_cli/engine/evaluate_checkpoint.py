@@ -30,8 +30,11 @@ def evaluate_checkpoint(
 ) -> results.EvaluateResult:
     """Evaluate a checkpoint on the data of its own recipe, or of another one."""
     where = build.choose_device(device)
+    if predictions is not None and predictions.is_dir():
+        raise UsageError(f"--predictions {predictions}: is a folder; name a file in it")
     opened = open_checkpoint(checkpoint)
     recipe = recipe or own_recipe(opened)
+    build.check_fits(opened, recipe)
     data = build.open_splits(recipe)
     model = opened.build().to(where)
     found = evaluate(

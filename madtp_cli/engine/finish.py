@@ -25,6 +25,7 @@ from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.model_card import model_card
 
+MEASURED_IN = "fp32"  # the card states what figures were taken with, whatever precision the training ran in
 LIMITS = (
     "Trained and measured on generated scenes of coloured shapes: it knows nothing of photographs.",
     "English sentences of the 61 words in its vocabulary only.",
@@ -33,12 +34,16 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run works on: the model it trains, the dense one it is compared with, and how the first one prunes."""
+    """What a run works on: the model it trains, the dense one it is compared with, and how the first one prunes.
+
+    `source` is the checkpoint both come from, None from scratch; `processor` prepares their inputs.
+    """
 
     student: BlipForNlvr
     dense: BlipForNlvr | None
     spec: PruningSpec
     source: Checkpoint | None
+    processor: PairProcessor
 
 
 @dataclass(frozen=True)
@@ -77,21 +82,16 @@ def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: C
         layers=layer_results(tested["pruned"]),
         seconds=time.monotonic() - run.began,
     )
-    source = run.subject.source
-    processor = (
-        PairProcessor.from_folder(source.folder)
-        if source is not None
-        else PairProcessor.from_words(build.DATASETS[run.recipe.data.name].vocabulary, run.recipe.data.image_size)
-    )
 
     def write(folder: Path) -> None:
         nonlocal result
         spec = replace(run.subject.spec, strength=student.strength)
         budget = asdict(result.budget) if result.budget else {}
         save_weights(folder, student, spec, run.recipe.task, budget)
-        result = _with_sizes(result, folder, source)
-        processor.save(folder)
-        (folder / "recipe.yaml").write_text(run.recipe.to_yaml(), encoding="utf-8")
+        result = _with_sizes(result, folder, run.subject.source)
+        run.subject.processor.save(folder)
+        made_with = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+        (folder / "recipe.yaml").write_text(f"# Made with {made_with}.\n{run.recipe.to_yaml()}", encoding="utf-8")
         (folder / "profile.json").write_text(result.to_json() + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(run, result), encoding="utf-8")
         shutil.copyfile(output.work / METRICS, folder / METRICS)
@@ -148,14 +148,14 @@ def _with_sizes(result: results.PruneResult, folder: Path, source: Checkpoint | 
 
 def _card(run: Finished, result: results.PruneResult) -> str:
     """Write the model card."""
-    recipe = run.recipe
+    recipe, threads = run.recipe, torch.get_num_threads()
     return model_card(
-        result,
-        base=recipe.model.checkpoint or "none: trained from scratch",
+        replace(result, dtype=MEASURED_IN),
+        base=recipe.model.checkpoint or "",
         recipe_name=recipe.name,
         data=recipe.data.name,
         seed=recipe.training.seed,
         seconds=result.seconds,
-        hardware=f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {run.device}",
+        hardware=f"{platform.processor() or platform.machine()} with {threads} CPU thread{'s' * (threads > 1)}",
         limits=LIMITS,
     )

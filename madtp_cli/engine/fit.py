@@ -6,12 +6,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
@@ -92,6 +94,8 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int, decay_from: fl
 def make_accelerator(settings: FitSettings, device: str) -> Accelerator:
     """Set up the device and mixed precision, and seed everything random."""
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[settings.precision]
+    # accelerate holds on to the precision and device of a process's first run; ours may differ from run to run.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
     set_seed(settings.seed)
     return accelerator
@@ -126,7 +130,8 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
     usable = len(job.train) // settings.batch_size * settings.batch_size
     began = time.monotonic() - run.seconds
     module.train()
-    with StopRequest() as stop, (job.folder / METRICS).open("a", encoding="utf-8") as log:
+    # Line by line, so that the log is never behind a saved state.
+    with StopRequest() as stop, (job.folder / METRICS).open("a", encoding="utf-8", buffering=1) as log:
         while run.step < settings.steps:
             batch = job.train.batch(run.step * settings.batch_size % usable, settings.batch_size)
             output: StepOutput = module(batch)
@@ -146,15 +151,14 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
                 job.step.student.strength = job.controller.update(output.reduction, run.step / settings.steps)
             run.seconds = time.monotonic() - began
 
-            report = _report(job, run, output, schedulers[-1].get_last_lr()[0])
+            report = _report(job, run, output, float(schedulers[-1].get_last_lr()[0]))
             progress.step(report)
             if run.step % settings.log_every == 0 or run.step == settings.steps:
                 log.write(metrics_line(report) + "\n")
             if run.step % settings.validate_every == 0 or run.step == settings.steps:
                 _validate(job, run, progress)
                 log.write(json.dumps({"step": run.step, "validation": run.validation}) + "\n")
-                log.flush()
-            if stop.asked or run.step % settings.save_every == 0:
+            if stop.asked or run.step % settings.save_every == 0 or run.step == settings.steps:
                 _save(job, accelerator, run)
             if stop.asked:
                 raise Interrupted(
@@ -227,4 +231,16 @@ def _resumed(job: Job, accelerator: Accelerator) -> Run:
     job.step.student.strength = state["strength"]
     if job.controller:
         job.controller.load_state_dict(state["controller"])
-    return Run(**state["run"])
+    run = Run(**state["run"])
+    _forget_after(job.folder / METRICS, run.step)
+    return run
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop what a run logged beyond the step it is taken up from: those steps are taken again."""
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError):  # the last line of a run that was killed may be cut off
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    log.write_text("".join(kept), encoding="utf-8")

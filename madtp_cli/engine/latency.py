@@ -16,6 +16,7 @@ from madtp_cli.models.nlvr import BlipForNlvr
 BATCH_SIZES = (1, 32)
 # Models go through the same samples in the same order, so the quantiles are over samples too.
 SAMPLES = 64
+SECONDS = 1.0  # per model and batch size
 # attention.py chooses between its backends by the lengths it meets.
 ATTENTION_BACKEND = "auto"
 
@@ -27,7 +28,7 @@ def time_models(
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     precision: str = "fp32",
-    seconds: float = 2.0,
+    seconds: float = SECONDS,
 ) -> dict[int, dict[str, Latency]]:
     """Time models in turn, each on its samples; every size needs at least as many of them.
 
@@ -46,7 +47,7 @@ def time_models(
 def compare_latency(models: Mapping[str, BlipForNlvr], data: PairData) -> dict[int, dict[str, Latency]]:
     """Time models at batch 1 and 32 on samples of a split: latencies by batch size and model."""
     drawn = spread_samples(data, SAMPLES)
-    return time_models({name: (model, fit_samples(drawn, model)) for name, model in models.items()})
+    return time_models({name: (model, fit_samples(drawn, model)) for name, model in models.items()}, seconds=SECONDS)
 
 
 def _call(model: BlipForNlvr, samples: Sequence[PairBatch], size: int, precision: str) -> Callable[[], object]:

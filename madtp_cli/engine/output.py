@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madtp_cli.engine.resume import RUN, STATE, remove_tree
-from madtp_cli.errors import UsageError
+from madtp_cli.errors import SourceError, UsageError
+from madtp_cli.models.checkpoints import CONFIG
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,34 @@ class OutputFolder:
         return self.final.with_name(self.final.name + ".partial")
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Refuse an output that would lose something; raises UsageError."""
-        if self.final.exists() and not overwrite:
-            done = "this run is already finished" if resume else "it exists"
-            raise UsageError(f"{self.final}: {done}; choose another --output, or replace it with --overwrite")
+        """Refuse, before anything is computed, an output that would lose something or cannot be written.
+
+        Raises UsageError, or SourceError if there is nothing to resume.
+        """
+        if self.final.name in ("", ".."):
+            raise UsageError(f"{self.final}: is no name for a new folder; choose another --output, such as runs/mine")
+        if self.final.exists():
+            self._check_replaceable(resume=resume, overwrite=overwrite)
         unfinished = any((self.work / name / RUN).is_file() for name in (STATE, f"{STATE}.old"))
         if unfinished and not (resume or overwrite):
             raise UsageError(
                 f"{self.work}: holds an unfinished run; go on with --resume, or start anew with --overwrite"
+            )
+        if resume and not unfinished:
+            raise SourceError(f"{self.work}: nothing to resume there; run without --resume")
+        nearest = next(folder for folder in self.final.parents if folder.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            fault = "cannot be written to" if nearest.is_dir() else "is no folder"
+            raise UsageError(f"{self.final}: cannot be written: {nearest} {fault}; choose another --output")
+
+    def _check_replaceable(self, *, resume: bool, overwrite: bool) -> None:
+        if not overwrite:
+            done = "this run is already finished" if resume else "it exists"
+            raise UsageError(f"{self.final}: {done}; choose another --output, or replace it with --overwrite")
+        ours = self.final.is_dir() and ((self.final / CONFIG).is_file() or not any(self.final.iterdir()))
+        if not ours:
+            raise UsageError(
+                f"{self.final}: is no checkpoint folder, and --overwrite replaces nothing else; choose another --output"
             )
 
     def prepare(self, *, resume: bool) -> None:
@@ -42,19 +63,34 @@ class OutputFolder:
             (self.work / "metrics.jsonl").touch()
         except OSError as error:
             raise UsageError(
-                f"{self.final}: cannot be written: {error.strerror or error}; choose another --output"
+                f"{self.work}: cannot be written: {error.strerror or error}; choose another --output"
             ) from None
 
     def publish(self, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a temporary folder, put it in place, and clear the work folder."""
+        """Let `write` fill a temporary folder, put it in place, and clear the work folder.
+
+        Whatever fails, what was there before is there again and nothing lies beside it; the work folder stays. Raises
+        UsageError if the disk refuses.
+        """
         fresh = self.final.with_name(f".{self.final.name}.new")
         old = self.final.with_name(f".{self.final.name}.old")
-        remove_tree(fresh)
-        fresh.mkdir(parents=True)
-        write(fresh)
-        if self.final.exists():
-            remove_tree(old)
-            os.replace(self.final, old)
-        os.replace(fresh, self.final)
+        try:
+            remove_tree(fresh)
+            fresh.mkdir(parents=True)
+            write(fresh)
+            if self.final.exists():
+                remove_tree(old)
+                os.replace(self.final, old)
+            os.replace(fresh, self.final)
+        except BaseException as error:
+            remove_tree(fresh)
+            if old.exists() and not self.final.exists():
+                os.replace(old, self.final)
+            if isinstance(error, OSError):
+                raise UsageError(
+                    f"{self.final}: cannot be written: {error}; the trained state is kept in {self.work}, "
+                    "make room and go on with --resume"
+                ) from error
+            raise
         remove_tree(old)
         remove_tree(self.work)

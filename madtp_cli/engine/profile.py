@@ -98,7 +98,7 @@ def profile_checkpoint(
     if latency:
         candidates = {name: (each, samples[name]) for name, each in models.items()}
         if prunes(model):
-            candidates = {"dense": (unpruned(model), samples["pruned"]), **candidates}
+            candidates = {"dense": (at_strength(model, 0), samples["pruned"]), **candidates}
         timed = time_models(candidates, batch_sizes=sizes, precision=chosen_precision)
     found = costs["pruned"]
     return results.ProfileResult(
@@ -128,10 +128,10 @@ def prunes(model: BlipForNlvr) -> bool:
     return model.plan is not None and model.strength > 0
 
 
-def unpruned(model: BlipForNlvr) -> BlipForNlvr:
-    """Return the same model at strength 0; the two share their weights."""
+def at_strength(model: BlipForNlvr, strength: float) -> BlipForNlvr:
+    """Return the same model at another strength, 0 for dense; the two share their weights."""
     twin = copy.copy(model)
-    twin.strength = 0.0
+    twin.strength = strength
     return twin
 
 
@@ -170,7 +170,7 @@ def counted_costs(model: BlipForNlvr, samples: Sequence[PairBatch], counter: str
     device = next(model.parameters()).device
     inputs = [_arguments(sample, device) for sample in samples]
     pruned = [COUNTERS[counter](model, *args) for args in inputs]
-    dense = [COUNTERS[counter](unpruned(model), *args) for args in inputs] if prunes(model) else pruned
+    dense = [COUNTERS[counter](at_strength(model, 0), *args) for args in inputs] if prunes(model) else pruned
     sums = {name: sum(count.modules.get(name, 0) for count in pruned) for name in names}
     sums["pruning"] = sum(count.macs for count in pruned) - sum(sums.values())
     uncounted = dict.fromkeys(name for count in (*pruned, *dense) for name in count.uncounted)

@@ -70,16 +70,16 @@ def load_state(accelerator: Accelerator, folder: Path, identity: str) -> dict[st
     except FileNotFoundError:
         raise SourceError(f"{folder}: nothing to resume there; run without --resume") from None
     except (OSError, ValueError) as error:
-        raise SourceError(f"{saved / RUN}: cannot be read: {error}; run without --resume") from None
+        raise SourceError(f"{saved / RUN}: cannot be read: {error}; start anew with --overwrite") from None
     if run.get("identity") != identity:
         raise SourceError(
-            f"{folder}: its state belongs to another recipe; run without --resume or with another --output"
+            f"{folder}: its state belongs to another recipe; choose another --output, or start anew with --overwrite"
         )
     try:
         accelerator.load_state(str(saved))
     except Exception as error:  # accelerate raises many kinds
         message = " ".join(str(error).split())
-        raise SourceError(f"{saved}: cannot be read: {message}; run without --resume") from error
+        raise SourceError(f"{saved}: cannot be read: {message}; start anew with --overwrite") from error
     return run
 
 

@@ -17,8 +17,9 @@ from madtp_cli.engine.finish import Finished, Subject, finish
 from madtp_cli.engine.fit import FitSettings, Job, fit, make_accelerator
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.step import TrainingStep
-from madtp_cli.errors import RecipeError
+from madtp_cli.errors import Interrupted, RecipeError
 from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.processor import PairProcessor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.progress import TrainingProgress
@@ -57,6 +58,7 @@ def _run(
     splits = build.open_splits(recipe)
     accelerator = make_accelerator(settings, where.type)
     subject = _subject(command, recipe, where)
+    step = _step(recipe, subject)
     goal = _goal(recipe, subject.student, splits) if command == "prune" else None
     if dry_run:
         console.print(_plan(command, name, settings, goal, subject))
@@ -70,36 +72,31 @@ def _run(
             dry_run=True,
         )
     output.prepare(resume=resume)
-    controller = None if goal is None else BudgetController(goal, recipe.training.ramp)
     job = Job(
-        step=TrainingStep(
-            subject.student,
-            subject.dense if recipe.training.teacher else None,
-            build.auxiliary_heads(recipe, subject.student),
-            build.loss_weights(recipe),
-            guided_layers=_guided_layers(subject.student),
-            guidance_scale=_guidance_scale(subject.student),
-        ).to(where),
+        step=step.to(where),
         train=splits.train,
         validation=splits.validation,
         metric=splits.metric,
         settings=settings,
-        controller=controller,
+        controller=None if goal is None else BudgetController(goal, recipe.training.ramp),
         folder=output.work,
-        identity=build.identity_of(recipe),
+        identity=build.identity_of(recipe, command),
     )
     with TrainingProgress(
         console, settings.steps, f"{command} {name}", every=settings.log_every, quiet=verbosity < 0
     ) as bar:
         fit(job, accelerator, bar, resume=resume)
-    if goal is not None:
-        _calibrate(subject.student, splits, goal, console)
-    finished = Finished(command, recipe, subject, goal, where, settings.precision, began)
-    return finish(finished, splits, output, console)
+    try:
+        if goal is not None:
+            _calibrate(subject.student, splits, goal, console)
+        finished = Finished(command, recipe, subject, goal, where, settings.precision, began)
+        return finish(finished, splits, output, console)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped after training; the state is saved in {output.work}, go on with --resume") from None
 
 
 def _plan(command: str, name: str, settings: FitSettings, goal: float | None, subject: Subject) -> str:
-    """Say what a run would do."""
+    """Say what a run would do, for --dry-run."""
     parts = [f"{command} {name}: {settings.steps:,} steps of {settings.batch_size} samples in {settings.precision}"]
     if goal is not None:
         parts.append(f"towards reduction {goal:.3f}")
@@ -108,15 +105,36 @@ def _plan(command: str, name: str, settings: FitSettings, goal: float | None, su
 
 
 def _subject(command: str, recipe: Recipe, device: torch.device) -> Subject:
-    """Build the model to train and the dense one."""
+    """Build the model to train, the dense one and what prepares their inputs."""
     source = build.starting_checkpoint(recipe)
     if source is None:
-        return Subject(build.fresh_model(recipe).to(device), None, PruningSpec(), None)
+        if command == "prune" or recipe.pruning.strength is not None:
+            key = "budget" if command == "prune" else "pruning.strength"
+            raise RecipeError(
+                f"{recipe.where(key)}: {key} needs a trained model to prune, and model.checkpoint names none; train a "
+                "dense one first, then give it with --checkpoint"
+            )
+        return Subject(build.fresh_model(recipe).to(device), None, PruningSpec(), None, build.fresh_processor(recipe))
+    build.check_fits(source, recipe)
     spec = build.pruning_spec(recipe, source.towers)
     if command == "finetune" and recipe.pruning.strength is None and source.spec.method != "none":
         spec = source.spec  # recovery: a pruned checkpoint goes on as it is
     student = source.build(spec, merge_gradient=not recipe.distillation.guidance)
-    return Subject(student.to(device), source.build(PruningSpec()).to(device), spec, source)
+    # Read now what the finished checkpoint will hold: a fault in it must not wait for the end of training.
+    processor = PairProcessor.from_folder(source.folder)
+    return Subject(student.to(device), source.build(PruningSpec()).to(device), spec, source, processor)
+
+
+def _step(recipe: Recipe, subject: Subject) -> TrainingStep:
+    """Put together what one training step computes."""
+    return TrainingStep(
+        subject.student,
+        subject.dense if recipe.training.teacher else None,
+        build.auxiliary_heads(recipe, subject.student),
+        build.loss_weights(recipe),
+        guided_layers=_guided_layers(subject.student),
+        guidance_scale=_guidance_scale(subject.student),
+    )
 
 
 def _goal(recipe: Recipe, student: BlipForNlvr, splits: build.Splits) -> float:
@@ -136,8 +154,9 @@ def _goal(recipe: Recipe, student: BlipForNlvr, splits: build.Splits) -> float:
         key = "budget.reduction" if budget.gmacs is None else "budget.gmacs"
         asked = f"reduction {goal:.3f}" if budget.gmacs is None else f"{budget.gmacs} gmacs (reduction {goal:.3f})"
         raise RecipeError(
-            f"{recipe.where(key)}: {asked} cannot be reached: this model and method reach reductions {max(low, 0):.3f} to "
-            f"{high:.3f} ({(1 - high) * dense:.4g} to {dense:.4g} gmacs); change the budget or pruning.layers"
+            f"{recipe.where(key)}: {asked} cannot be reached: this model and method reach reductions "
+            f"{max(low, 0):.3f} to {high:.3f} ({(1 - high) * dense:.4g} to {dense:.4g} gmacs); change the budget or "
+            "pruning.layers"
         )
     return goal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,8 @@ def save_weights(folder: Path, model: BlipForNlvr, spec: PruningSpec, task: str,
     (folder / CONFIG).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    # safetensors lets nobody else read its files; whoever may read the configuration may read the weights.
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

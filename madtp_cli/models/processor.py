@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ENCODE = "[ENC]"
+FILES = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 class PairProcessor:
@@ -37,12 +38,15 @@ class PairProcessor:
         """Read the processor that lies beside a checkpoint; raises SourceError if it cannot be read."""
         from transformers import AutoTokenizer
 
+        # transformers makes a tokenizer without words where its file is missing.
+        if missing := [name for name in FILES if not (folder / name).is_file()]:
+            raise SourceError(f"{folder / missing[0]}: no such file; the checkpoint folder is incomplete")
         try:
             return cls(
                 _image_processor().from_pretrained(folder, local_files_only=True),
                 AutoTokenizer.from_pretrained(folder, local_files_only=True),
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers raises many kinds
             message = " ".join(str(error).split())
             raise SourceError(f"{folder}: its processor cannot be read: {message}") from error
 
@@ -54,7 +58,7 @@ class PairProcessor:
     def __call__(self, images: Sequence[tuple[Image, Image]], sentences: Sequence[str]) -> dict[str, Any]:
         """Return the model's arguments for one sentence per pair of images; raises ValueError if the counts differ."""
         if len(images) != len(sentences):
-            raise ValueError(f"got {len(images)} pairs of images for {len(sentences)} sentences; give one pair for each")
+            raise ValueError(f"got {len(images)} pairs of images for {len(sentences)} sentences; give one for each")
         flat = [image for pair in images for image in pair]
         pixels = self.image_processor(flat, return_tensors="pt")["pixel_values"]
         ids = self.tokenizer(list(sentences))["input_ids"]

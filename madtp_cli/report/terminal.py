@@ -16,6 +16,7 @@ from rich.text import Text
 
 from madtp_cli.report import wording
 from madtp_cli.report.comparison import Row, Tone, budget_line, by_tower, compare, headline, metric_rows, pruned_name
+from madtp_cli.report.profile_tables import latency_table, modules_table
 from madtp_cli.results import EvaluateResult, LayerTokens, ProfileResult, PruneResult, Result
 
 _STYLES = {Tone.GOOD: "green", Tone.PLAIN: "", Tone.BAD: "yellow"}
@@ -75,9 +76,10 @@ def print_profile(console: Console, result: ProfileResult) -> None:
     console.print()
     _line(console, f"{result.checkpoint or 'random weights'}: {wording.parameters(result.params)} parameters", "bold")
     _line(console, _cost_sentence(cost.dense, cost.pruned), "bold")
-    _print_table(console, _modules_table(result))
+    _print_table(console, modules_table(result))
     _print_layers(console, result.layers)
-    _print_table(console, _latency_table(result))
+    if result.latency_ms:
+        _print_table(console, latency_table(result))
     if result.baseline is not None:
         console.print()
         _line(console, _baseline_sentence(result.baseline.gmacs, cost.pruned))
@@ -202,31 +204,6 @@ def _range_bar(layer: LayerTokens, most: int, width: int, ascii_only: bool) -> T
     mean, largest = (round(width * value / most) if most else 0 for value in (layer.tokens_mean, layer.tokens_max))
     thick, thin = "#-" if ascii_only else "━─"
     return Text.assemble((thick * mean, "cyan"), (thin * (largest - mean), "dim"))
-
-
-def _modules_table(result: ProfileResult) -> Table:
-    table = _table("part", "gmacs", "share", "parameters")
-    for module in result.modules:
-        share = module.gmacs / result.gmacs.pruned if result.gmacs.pruned else 0.0
-        table.add_row(
-            Text(module.name), wording.gmacs(module.gmacs), wording.percent(share), wording.parameters(module.params)
-        )
-    return table
-
-
-def _latency_table(result: ProfileResult) -> Table:
-    table = _table("latency", "p50", "p90", "dense p50", "change")
-    for batch in sorted(result.latency_ms, key=lambda size: (len(size), size)):
-        median = result.latency_ms[batch]
-        slow, dense = result.latency_p90_ms.get(batch), result.dense_latency_ms.get(batch)
-        table.add_row(
-            f"batch {batch}",
-            wording.milliseconds(median),
-            "-" if slow is None else wording.milliseconds(slow),
-            "-" if dense is None else wording.milliseconds(dense),
-            "" if dense is None else wording.speed(dense, median),
-        )
-    return table
 
 
 def _print_facts(console: Console, facts: dict[str, str]) -> None:

@@ -1,0 +1,181 @@
+"""Attention inside spans: every backend against a loop over samples and heads, and the statistics by definition."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from madtp_cli import attention
+from madtp_cli.attention import (
+    Statistics,
+    attend,
+    attend_with_statistics,
+    attention_of_rows,
+    choose_backend,
+)
+from madtp_cli.tokens import Spans
+
+HEADS, WIDTH = 3, 4
+Backend = Literal["auto", "segments", "padded"]
+BACKENDS = pytest.mark.parametrize("backend", ["auto", "segments", "padded"])
+SPANS = pytest.mark.parametrize("spans", [Spans.of([6, 6, 6]), Spans.of([5, 2, 7, 2, 9, 1])], ids=["uniform", "ragged"])
+
+
+def _tensors(*lengths: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, HEADS, WIDTH, generator=generator, dtype=torch.float64).to(dtype) for n in lengths]
+
+
+def _loop(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans) -> Tensor:
+    """Attend sample by sample and head by head."""
+    out = torch.zeros_like(q)
+    for row in range(len(queries)):
+        a, b = queries.starts[row], keys.starts[row]
+        mine, theirs = slice(a, a + queries.lengths[row]), slice(b, b + keys.lengths[row])
+        for head in range(HEADS):
+            probability = (q[mine, head] @ k[theirs, head].T / WIDTH**0.5).softmax(-1)
+            out[mine, head] = probability @ v[theirs, head]
+    return out
+
+
+def _loop_statistics(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+    """Score every token from the definition (method.md section 3), one number at a time."""
+    class_row, received = [], []
+    out = _loop(q, k, v, spans, spans)
+    for start, length in zip(spans.starts, spans.lengths, strict=True):
+        own = slice(start, start + length)
+        p = torch.stack([(q[own, h] @ k[own, h].T / WIDTH**0.5).softmax(-1) for h in range(HEADS)])
+        for j in range(length):
+            norms = [out[start + j, h].norm().item() for h in range(HEADS)]
+            class_row.append(sum(p[h, 0, j].item() * norms[h] / sum(norms) for h in range(HEADS)))
+            received.append(sum(max(p[h, i, j].item() for h in range(HEADS)) for i in range(1, length)))
+    return torch.tensor(class_row), torch.tensor(received)
+
+
+def _check_with_gradient(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, backend: Backend) -> None:
+    ours = [t.clone().requires_grad_() for t in (q, k, v)]
+    loop = [t.clone().requires_grad_() for t in (q, k, v)]
+    out = attend(ours[0], ours[1], ours[2], queries, keys, backend=backend)
+    expected = _loop(loop[0], loop[1], loop[2], queries, keys)
+    torch.testing.assert_close(out, expected)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=out.dtype)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, theirs in zip(ours, loop, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, queries, keys, backend=backend), expected.detach())
+
+
+@BACKENDS
+@SPANS
+def test_self_attention_is_a_loop_over_samples(spans: Spans, backend: Backend) -> None:
+    """A plain softmax per sample and head in float64, forward and gradient."""
+    q, k, v = _tensors(spans.total, spans.total, spans.total)
+    _check_with_gradient(q, k, v, spans, spans, backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [3, 5, 2]], ids=["uniform", "ragged"])
+@pytest.mark.parametrize("rows", [[0, 0, 1, 1], [2, 0, 0, 1], [0, 1, 2, 2]])
+def test_cross_attention_may_share_keys(rows: list[int], lengths: list[int], backend: Backend) -> None:
+    """A plain softmax per sample and head in float64, forward and gradient, where samples read the same span."""
+    queries, keys = Spans.of([2, 6, 1, 2]), Spans.of(lengths)
+    q, k, v = _tensors(queries.total, keys.total, keys.total)
+    _check_with_gradient(q, k, v, queries, keys.pick(rows), backend)
+
+
+@BACKENDS
+def test_keys_may_be_the_first_of_many(backend: Backend) -> None:
+    """Uniform spans that do not reach the end of the packed keys read their own keys: a loop over samples."""
+    queries, keys = Spans.of([2, 2]), Spans.of([3, 3, 3, 3])
+    q, k, v = _tensors(queries.total, keys.total, keys.total)
+    _check_with_gradient(q, k, v, queries, keys.pick([0, 1]), backend)
+
+
+@BACKENDS
+@SPANS
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_statistics_follow_their_definition(
+    spans: Spans, backend: Backend, grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums of method.md section 3 taken one number at a time, whatever the chunks they are computed in."""
+    q, k, v = _tensors(spans.total, spans.total, spans.total)
+    class_row, received = _loop_statistics(q, k, v, spans)
+    expected = _loop(q, k, v, spans, spans)
+    for elements in (1, 300, 1 << 20):
+        monkeypatch.setattr(attention, "MATERIALISED_ELEMENTS", elements)
+        with torch.set_grad_enabled(grad):
+            out, found = attend_with_statistics(q.requires_grad_(grad), k, v, spans, backend=backend)
+        torch.testing.assert_close(out.detach(), expected)
+        torch.testing.assert_close(found.class_row, class_row)
+        torch.testing.assert_close(found.received, received)
+
+
+def test_statistics_carry_no_gradient_but_the_output_does() -> None:
+    """The contract of Statistics; the output's gradient is that of plain attention."""
+    spans = Spans.of([3, 5])
+    q, k, v = _tensors(8, 8, 8)
+    ours, plain = q.clone().requires_grad_(), q.clone().requires_grad_()
+    out, found = attend_with_statistics(ours, k, v, spans)
+    assert not found.class_row.requires_grad
+    assert not found.received.requires_grad
+    out.square().sum().backward()
+    attend(plain, k, v, spans, spans).square().sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+@SPANS
+def test_scores_of_a_class_token_are_shares(spans: Spans) -> None:
+    """With one head the class row is the class token's probabilities, which sum to one per sample."""
+    q, k, v = (t[:, :1] for t in _tensors(spans.total, spans.total, spans.total))
+    _, found = attend_with_statistics(q, k, v, spans)
+    torch.testing.assert_close(spans.sum(found.class_row), torch.ones(len(spans)))
+
+
+@BACKENDS
+@SPANS
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_bf16_stays_close_to_float64(spans: Spans, backend: Backend, grad: bool) -> None:
+    """The float64 loop on the same rounded inputs: outputs within 2e-2, statistics within 3e-2 of values near one."""
+    q, k, v = _tensors(spans.total, spans.total, spans.total, dtype=torch.bfloat16)
+    with torch.set_grad_enabled(grad):
+        out, found = attend_with_statistics(q.requires_grad_(grad), k, v, spans, backend=backend)
+        plain = attend(q, k, v, spans, spans, backend=backend)
+    q, k, v = (t.detach().double() for t in (q, k, v))
+    expected = _loop(q, k, v, spans, spans)
+    class_row, received = _loop_statistics(q, k, v, spans)
+    assert out.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=0)
+    torch.testing.assert_close(plain.double(), expected, atol=2e-2, rtol=0)
+    assert isinstance(found, Statistics)
+    assert found.class_row.dtype == found.received.dtype == torch.float32
+    torch.testing.assert_close(found.class_row, class_row, atol=3e-2, rtol=0)
+    torch.testing.assert_close(found.received, received, atol=3e-2, rtol=0)
+
+
+def test_attention_of_rows_is_one_query_per_span() -> None:
+    """A softmax per span and head, with zeros beyond a span's end; two queries may read one span."""
+    keys = Spans.of([3, 5, 2]).pick([1, 0, 1])
+    (k,) = _tensors(10, dtype=torch.float32)
+    (q,) = _tensors(3, dtype=torch.float32, seed=1)
+    out = attention_of_rows(q, k, keys)
+    assert out.shape == (3, HEADS, 5)
+    for row, (start, length) in enumerate(zip(keys.starts, keys.lengths, strict=True)):
+        for head in range(HEADS):
+            expected = torch.zeros(5)
+            expected[:length] = (k[start : start + length, head] @ q[row, head] / WIDTH**0.5).softmax(0)
+            torch.testing.assert_close(out[row, head], expected)
+
+
+def test_auto_pads_only_what_is_cheap_to_pad() -> None:
+    """Hand arithmetic: 2 * wasted * width against the fixed cost of one more group."""
+    equal, tiny, large = Spans.of([50, 50]), Spans.of([9, 8]), Spans.of([577, 100])
+    assert choose_backend(equal, equal, 768) == "segments"
+    assert attention.GROUP_OVERHEAD_MACS > 2 * (9 * 9 - 8 * 8) * 96
+    assert choose_backend(tiny, tiny, 96) == "padded"
+    assert attention.GROUP_OVERHEAD_MACS < 2 * (577**2 - 100**2) * 768
+    assert choose_backend(large, large, 768) == "segments"

@@ -1,0 +1,79 @@
+"""`madtp_cli.load`: one line from a folder to a model and a processor that do what the engine does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import madtp_cli
+from madtp_cli.data.shapes import ShapesPairs
+from madtp_cli.engine.evaluate import run_batch
+from madtp_cli.errors import SourceError, UsageError
+from madtp_cli.models.checkpoints import open_checkpoint
+
+DATA = ShapesPairs("test", 24)
+
+
+def inputs(processor: Any) -> dict[str, Any]:
+    """Prepare the first samples of the test split as a user would."""
+    samples = [DATA.sample(row) for row in range(len(DATA))]
+    pairs = [(Image.fromarray(sample.left), Image.fromarray(sample.right)) for sample in samples]
+    arguments: dict[str, Any] = processor(pairs, [sample.sentence for sample in samples])
+    return arguments
+
+
+@pytest.mark.parametrize("name", ["dense", "pruned"])
+def test_the_model_and_its_processor_give_the_logits_of_the_engine(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    model, processor = madtp_cli.load(folder)
+    assert not model.training
+    with torch.inference_mode():
+        output = model(**inputs(processor))
+        expected = run_batch(open_checkpoint(str(folder)).build(), DATA.batch(0, len(DATA)), torch.device("cpu"))
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
+    pairs = DATA.batch(0, len(DATA)).image_index.tolist()
+    for found, wanted in zip(output.vision, expected.vision, strict=True):
+        assert list(found.leaving) == [wanted.leaving[image] for pair in pairs for image in pair]
+    assert [layer.leaving for layer in output.text] == [layer.leaving for layer in expected.text]
+
+
+def test_a_pruned_checkpoint_loads_pruned(pruned: Path) -> None:
+    model, processor = madtp_cli.load(str(pruned))
+    with torch.inference_mode():
+        output = model(**inputs(processor))
+    assert model.strength > 0
+    assert sum(output.vision[-1].leaving) < 37 * 2 * len(DATA)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_another_dtype_takes_the_same_inputs(dtype: torch.dtype, dense: Path) -> None:
+    model, processor = madtp_cli.load(dense, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    plain, _ = madtp_cli.load(dense)
+    with torch.inference_mode():
+        arguments = inputs(processor)
+        torch.testing.assert_close(model(**arguments).logits, plain(**arguments).logits, atol=0.1, rtol=0)
+
+
+def test_a_folder_may_be_moved(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(dense, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert madtp_cli.load("moved")[0].config.to_dict() == madtp_cli.load(dense)[0].config.to_dict()
+
+
+def test_what_cannot_be_loaded_is_told(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such checkpoint folder"):
+        madtp_cli.load(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="builtin:nothing: no such built-in checkpoint"):
+        madtp_cli.load("builtin:nothing")
+    with pytest.raises(UsageError, match="--device cuda:99 cannot be used here"):
+        madtp_cli.load(dense, device="cuda:99")
+    shutil.copytree(dense, tmp_path / "half")
+    (tmp_path / "half" / "preprocessor_config.json").unlink()
+    with pytest.raises(SourceError, match=r"preprocessor_config.json: no such file"):
+        madtp_cli.load(tmp_path / "half")

@@ -1,0 +1,196 @@
+"""Packed tokens: every operation over spans as a loop over samples, and compaction by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from madtp_cli.tokens import Selection, Spans, Tokens, compact
+
+UNIFORM, RAGGED = [4, 4, 4], [3, 1, 5, 3]
+BOTH = pytest.mark.parametrize("lengths", [UNIFORM, RAGGED], ids=["uniform", "ragged"])
+WIDE = pytest.mark.parametrize("shape", [(), (2,)], ids=["vector", "matrix"])
+
+
+def _values(spans: Spans, *shape: int) -> Tensor:
+    return torch.randn(spans.total, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _by_sample(spans: Spans, values: Tensor, function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    return [function(part) for part in values.split(list(spans.lengths))]
+
+
+def test_spans_lie_end_to_end() -> None:
+    """Starts are the sums of the lengths before."""
+    spans = Spans.of([3, 1, 5])
+    assert spans.starts == (0, 3, 4)
+    assert (len(spans), spans.total, spans.longest) == (3, 9, 5)
+
+
+def test_only_equal_spans_in_order_are_uniform() -> None:
+    """A view [B, N] exists for equal lengths end to end from the front, and for nothing else."""
+    equal = Spans.of([2, 2, 2])
+    assert equal.uniform
+    assert equal.pick([0, 1]).uniform
+    assert not equal.pick([1, 0]).uniform
+    assert not equal.pick([0, 0]).uniform
+    assert not equal.pick([1, 2]).uniform
+    assert not Spans.of([2, 3]).uniform
+
+
+@BOTH
+@WIDE
+def test_sum_and_max_are_those_of_every_sample(lengths: list[int], shape: tuple[int, ...]) -> None:
+    """A loop over samples."""
+    spans = Spans.of(lengths)
+    values = _values(spans, *shape) - 3  # all negative: a zero that slips in would be the maximum
+    torch.testing.assert_close(spans.sum(values), torch.stack(_by_sample(spans, values, lambda v: v.sum(0))))
+    assert torch.equal(spans.max(values), torch.stack(_by_sample(spans, values, lambda v: v.amax(0))))
+
+
+@BOTH
+@WIDE
+def test_spread_gives_every_token_its_samples_value(lengths: list[int], shape: tuple[int, ...]) -> None:
+    """A loop over samples."""
+    spans = Spans.of(lengths)
+    values = torch.randn(len(lengths), *shape)
+    expected = torch.cat([value.expand(n, *shape) for value, n in zip(values, lengths, strict=True)])
+    assert torch.equal(spans.spread(values), expected)
+    assert spans.sample_index(values.device).tolist() == [b for b, n in enumerate(lengths) for _ in range(n)]
+
+
+@BOTH
+@WIDE
+def test_softmax_is_that_of_every_sample_and_so_is_its_gradient(lengths: list[int], shape: tuple[int, ...]) -> None:
+    """A loop over samples, with a first token at -inf wherever another is left."""
+    spans = Spans.of(lengths)
+    values = _values(spans, *shape) * 5
+    values[[start for start, n in zip(spans.starts, lengths, strict=True) if n > 1]] = float("-inf")
+    ours, loop = values.clone().requires_grad_(), values.clone().requires_grad_()
+    out = spans.softmax(ours)
+    expected = torch.cat(_by_sample(spans, loop, lambda v: v.softmax(0)))
+    torch.testing.assert_close(out, expected)
+    weight = _values(spans, *shape)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, loop.grad)
+
+
+@BOTH
+def test_rank_counts_the_better_ones_and_earlier_equals(lengths: list[int]) -> None:
+    """The definition, pair by pair."""
+    spans = Spans.of(lengths)
+    values = torch.randint(0, 3, (spans.total,), generator=torch.Generator().manual_seed(1)).float()
+
+    def rank(v: Tensor) -> Tensor:
+        return torch.tensor(
+            [sum(bool(v[j] > v[i]) or (j < i and bool(v[j] == v[i])) for j in range(len(v))) for i in range(len(v))]
+        )
+
+    assert torch.equal(spans.rank(values), torch.cat(_by_sample(spans, values, rank)))
+
+
+@BOTH
+@WIDE
+def test_pad_lays_samples_side_by_side(lengths: list[int], shape: tuple[int, ...]) -> None:
+    """A rectangle filled by a loop."""
+    spans = Spans.of(lengths)
+    values = _values(spans, *shape)
+    expected = torch.full((len(lengths), max(lengths), *shape), -7.0, dtype=values.dtype)
+    for row, part in enumerate(values.split(lengths)):
+        expected[row, : len(part)] = part
+    assert torch.equal(spans.pad(values, fill=-7.0), expected)
+
+
+def test_picked_spans_may_repeat_and_pad_where_they_lie() -> None:
+    """The named samples, sliced by hand."""
+    spans = Spans.of([2, 3, 1]).pick([1, 1, 0])
+    values = torch.arange(6.0)
+    assert spans.pad(values, fill=-1).tolist() == [[2, 3, 4], [2, 3, 4], [0, 1, -1]]
+
+
+def test_fresh_tokens_count_from_their_class_token() -> None:
+    """Positions, sizes and the protected first tokens, written out."""
+    tokens = Tokens.pack(torch.arange(10.0).view(5, 2), Spans.of([2, 3]))
+    assert tokens.position.tolist() == [0, 1, 0, 1, 2]
+    assert tokens.size.tolist() == [1] * 5
+    assert tokens.protected.tolist() == [True, False, True, False, False]
+    assert tokens.first().tolist() == [[0, 1], [4, 5]]
+
+
+def test_a_selection_carried_out_by_hand() -> None:
+    """Two samples: one folds two tokens into the slot of a third, the other drops one; sums written out."""
+    tokens = Tokens.pack(torch.tensor([[1.0], [2], [3], [4], [5], [6], [7], [8]]), Spans.of([5, 3]))
+    into = torch.tensor([0, 1, 2, 1, 1, 5, -1, 7])
+    weight = torch.tensor([1, 0.5, 1, 0.25, 0.25, 1, 1, 1])
+    out = compact(tokens, Selection(into, weight))
+    assert out.x.squeeze(1).tolist() == [1, 0.5 * 2 + 0.25 * 4 + 0.25 * 5, 3, 6, 8]
+    assert out.spans == Spans.of([3, 2])
+    assert out.position.tolist() == [0, -1, 2, 0, 2]
+    assert out.size.tolist() == [1, 3, 1, 1, 1]
+    assert out.protected.tolist() == [True, False, False, True, False]
+
+
+def test_protected_tokens_survive_untouched_whatever_is_asked() -> None:
+    """A method that drops, folds or rescales them, and folds into them, leaves them as they were."""
+    x = torch.randn(4, 3)
+    tokens = Tokens.pack(x, Spans.of([4]))
+    for into, weight in (
+        ([-1, 1, 2, 3], [1.0, 1, 1, 1]),  # dropped
+        ([2, 1, 2, 3], [0.5, 1, 1, 1]),  # folded into another
+        ([0, 1, 2, 3], [7.0, 1, 1, 1]),  # rescaled
+        ([0, 0, 2, 3], [1.0, 1, 1, 1]),  # another folded into it
+    ):
+        out = compact(tokens, Selection(torch.tensor(into), torch.tensor(weight)))
+        assert torch.equal(out.first(), x[:1])
+        assert out.position[0] == 0
+        assert out.size[0] == 1
+        assert out.protected[0]
+        assert torch.equal(out.x[-2:], x[-2:])
+
+
+def test_merging_keeps_the_sum_of_sizes_and_the_order() -> None:
+    """Identities over rounds of random folds: sizes of a sample sum to its first length, positions ascend."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = [9, 2, 14, 7]
+    tokens = Tokens.pack(torch.randn(sum(lengths), 5, generator=generator), Spans.of(lengths))
+    for _ in range(3):
+        into = torch.arange(tokens.spans.total)
+        for start, length in zip(tokens.spans.starts, tokens.spans.lengths, strict=True):
+            stays = start + torch.randperm(length, generator=generator)[: 1 + length // 2]
+            stays = torch.cat([stays, torch.tensor([start])])
+            for token in range(start, start + length):
+                if token not in stays:
+                    free = stays[stays != start]
+                    into[token] = free[0] if len(free) else token
+        tokens = compact(tokens, Selection(into, torch.rand(len(into), generator=generator)))
+        assert tokens.spans.sum(tokens.size).tolist() == lengths
+        assert (tokens.position == -1).equal(tokens.size > 1)
+        for part in tokens.position.split(list(tokens.spans.lengths)):
+            own = part[part >= 0]
+            assert torch.equal(own, own.sort().values)
+    assert tokens.spans.total < sum(lengths)
+
+
+def test_a_selection_that_keeps_all_changes_nothing() -> None:
+    """The identity."""
+    tokens = Tokens.pack(torch.randn(7, 3), Spans.of([3, 4]))
+    out = compact(tokens, Selection(torch.arange(7), torch.ones(7)))
+    assert torch.equal(out.x, tokens.x)
+    assert out.spans == tokens.spans
+    assert torch.equal(out.position, tokens.position)
+
+
+def test_gradients_of_a_merge_are_the_weights_and_the_tokens() -> None:
+    """Finite differences in float64."""
+    into = torch.tensor([0, 1, 1, 3, 4, 4])
+
+    def merge(x: Tensor, weight: Tensor) -> Tensor:
+        return compact(Tokens.pack(x, Spans.of([4, 2])), Selection(into, weight)).x
+
+    x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(merge, (x, weight))
