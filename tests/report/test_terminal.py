@@ -229,8 +229,9 @@ def test_a_profile_shows_parts_latencies_and_what_was_not_counted() -> None:
     found, rows = lines(target), words(target)
     assert found[1] == "runs/a: 2.040 M parameters"
     assert ["vision", "0.1200", "75.0%", "1.400", "M"] in rows
-    assert ["batch", "1", "8.30", "ms", "9.10", "ms", "12.4", "ms", "1.50x", "faster"] in rows
-    assert ["batch", "32", "88.1", "ms", "-", "-"] in rows
+    assert ["1", "dense", "12.4", "ms"] in rows
+    assert ["pruned", "8.30", "ms", "9.10", "ms", "x0.67", "x0.50", "75%"] in rows
+    assert ["32", "pruned", "88.1", "ms"] in rows
     assert "Baseline: 0.2000 gmacs per sample; this one costs 0.1600 (-20.0%)." in found
     assert "Not counted: aten::foo" in found
     assert found[-2:] == [
