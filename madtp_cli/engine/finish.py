@@ -63,7 +63,9 @@ def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: C
     """Compare both models on the test split and write the checkpoint folder."""
     console.print(f"evaluating {len(splits.test)} test samples, then latency")
     student = run.subject.student.eval()
-    models = {"pruned": student} if run.subject.dense is None else {"dense": run.subject.dense, "pruned": student}
+    # From scratch there is one model, the dense one.
+    main = "dense" if run.subject.dense is None else "pruned"
+    models = {main: student} if run.subject.dense is None else {"dense": run.subject.dense, main: student}
     tested = {name: evaluate(model, splits.test, splits.metric, batch_size=BATCH) for name, model in models.items()}
     timed = compare_latency(models, splits.validation)
     sides = {
@@ -76,10 +78,10 @@ def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: C
         dtype=run.precision,
         seed=run.recipe.training.seed,
         checkpoint=str(output.final),
-        budget=_budget(run, tested["pruned"]),
-        dense=sides.get("dense"),
-        pruned=sides["pruned"],
-        layers=layer_results(tested["pruned"]),
+        budget=_budget(run, tested[main]),
+        dense=sides["dense"],
+        pruned=sides.get("pruned"),
+        layers=layer_results(tested[main]),
         seconds=time.monotonic() - run.began,
     )
 
@@ -138,12 +140,16 @@ def _side(model: BlipForNlvr, tested: Evaluation, latency_ms: dict[str, float]) 
 
 def _with_sizes(result: results.PruneResult, folder: Path, source: Checkpoint | None) -> results.PruneResult:
     """Add the size of the weights on disk, once they are there."""
-    assert result.pruned is not None
-    pruned = replace(result.pruned, size_mib=(folder / WEIGHTS).stat().st_size / 2**20)
-    dense = result.dense
-    if dense is not None and source is not None:
-        dense = replace(dense, size_mib=(source.folder / WEIGHTS).stat().st_size / 2**20)
-    return replace(result, pruned=pruned, dense=dense)
+    assert result.dense is not None
+    written = (folder / WEIGHTS).stat().st_size / 2**20
+    if result.pruned is None or source is None:
+        return replace(result, dense=replace(result.dense, size_mib=written))
+    before = (source.folder / WEIGHTS).stat().st_size / 2**20
+    return replace(
+        result,
+        dense=replace(result.dense, size_mib=before),
+        pruned=replace(result.pruned, size_mib=written),
+    )
 
 
 def _card(run: Finished, result: results.PruneResult) -> str:

@@ -85,7 +85,8 @@ def _run(
     with TrainingProgress(
         console, settings.steps, f"{command} {name}", every=settings.log_every, quiet=verbosity < 0
     ) as bar:
-        fit(job, accelerator, bar, resume=resume)
+        trained = fit(job, accelerator, bar, resume=resume)
+    began = min(began, time.monotonic() - trained.seconds)  # a resumed run counts its earlier sittings
     try:
         if goal is not None:
             _calibrate(subject.student, splits, goal, console)
