@@ -1,7 +1,7 @@
 """Compare ways of choosing tokens at one cost: python -m benchmarks.comparison --recipe quickstart --steps 300.
 
-Every row starts from the same dense checkpoint, trains for the same steps on the same samples, is calibrated to the same
-budget, and is judged on the same splits. Validation decides between rows; test is printed beside it.
+Every row starts from the same dense checkpoint, trains for the same steps on the same samples, is calibrated to the
+same budget, and is judged on the same splits. Validation decides between rows; test is printed beside it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def run_variant(name: str, recipe: str, overrides: Sequence[str], console: Conso
             console=console,
             verbosity=0,
         )
-    assert result.dense is not None and result.pruned is not None and result.budget is not None
+    assert result.dense is not None
+    assert result.pruned is not None
+    assert result.budget is not None
     return Row(
         variant=name,
         validation=validation.metrics["accuracy"],

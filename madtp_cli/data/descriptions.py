@@ -22,9 +22,7 @@ MAX_CAPTION_TOKENS = 31  # six different objects with [ENC] and [SEP]
 REFERENCES = 3  # captions of one image that name its objects in different orders
 _ATTRIBUTES = (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES))
 _NAMES = np.stack(np.unravel_index(np.arange(PHRASES), TABLE), axis=1)  # [PHRASES, 3]
-_IS_ANY: Array = np.equal(
-    _NAMES, np.array(TABLE) - 1
-)  # [PHRASES, 3]: the phrase does not name this attribute
+_IS_ANY: Array = np.equal(_NAMES, np.array(TABLE) - 1)  # [PHRASES, 3]: the phrase does not name this attribute
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,7 @@ def _what(rng: np.random.Generator, scenes: Scenes, image: int, table: Array) ->
 def write_captions(rng: np.random.Generator, scenes: Scenes, image: int) -> tuple[str, ...]:
     """Word the same caption with its parts in different orders; sizes are not named."""
     groups = _groups(scenes, image, with_size=False)
-    return tuple(
-        " and ".join(groups[place] for place in rng.permutation(len(groups)))
-        for _ in range(REFERENCES)
-    )
+    return tuple(" and ".join(groups[place] for place in rng.permutation(len(groups))) for _ in range(REFERENCES))
 
 
 def full_caption(scenes: Scenes, image: int) -> str:

@@ -21,9 +21,7 @@ Array = NDArray[Any]
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue", "yellow", "pink", "cyan")
 SIZES = ("small", "large")
-RGB = np.array(
-    [(214, 40, 40), (46, 168, 56), (48, 76, 222), (230, 212, 48), (230, 84, 196), (56, 208, 216)]
-)
+RGB = np.array([(214, 40, 40), (46, 168, 56), (48, 76, 222), (230, 212, 48), (230, 84, 196), (56, 208, 216)])
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 8

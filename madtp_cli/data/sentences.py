@@ -317,9 +317,7 @@ def _write(
     return [found[slot] for slot in range(slots)]
 
 
-def _draw(
-    rng: np.random.Generator, scenes: Scenes, tables: Array, a: Array, b: Array
-) -> _Candidates:
+def _draw(rng: np.random.Generator, scenes: Scenes, tables: Array, a: Array, b: Array) -> _Candidates:
     """Draw the parameters of K candidate sentences for each slot."""
     shape = (len(a), CANDIDATES)
     candidates = _Candidates(

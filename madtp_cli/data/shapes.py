@@ -87,9 +87,7 @@ class _Task:
     name: str
     per_block: int
 
-    def __init__(
-        self, split: str, samples: int, seed: int = 0, image_size: int = IMAGE_SIZE
-    ) -> None:
+    def __init__(self, split: str, samples: int, seed: int = 0, image_size: int = IMAGE_SIZE) -> None:
         check_source(split, image_size)
         self.split = split
         self.samples = samples
@@ -263,14 +261,10 @@ def check_source(split: str, image_size: int) -> None:
 def check_range(start: int, size: int, samples: int) -> None:
     """Refuse samples that do not exist."""
     if start < 0 or size < 1 or start + size > samples:
-        raise ValueError(
-            f"shapes has samples 0 to {samples - 1}, got start {start} and size {size}"
-        )
+        raise ValueError(f"shapes has samples 0 to {samples - 1}, got start {start} and size {size}")
 
 
-def accuracy(
-    predictions: Sequence[int], labels: Sequence[int], families: Sequence[str]
-) -> dict[str, float]:
+def accuracy(predictions: Sequence[int], labels: Sequence[int], families: Sequence[str]) -> dict[str, float]:
     """Share of right predictions (0..1), overall and per family as `accuracy/<family>`."""
     right = np.asarray(predictions) == np.asarray(labels)
     names = np.asarray(families)

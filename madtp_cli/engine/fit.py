@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
@@ -107,25 +109,7 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
     Raises Interrupted, with the state saved, on Ctrl-C or SIGTERM; MadtpError if the loss stops being a number.
     """
     settings = job.settings
-    optimizers = make_optimizers(
-        settings.optimizer,
-        job.step,
-        learning_rate=settings.learning_rate,
-        alignment_learning_rate=settings.alignment_learning_rate,
-        matrix_learning_rate=settings.matrix_learning_rate,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-    )
-    share = partial(
-        learning_rate_share,
-        steps=settings.steps,
-        warmup_steps=settings.warmup_steps,
-        decay_from=settings.decay_from,
-    )
-    schedulers = [LambdaLR(optimizer, share) for optimizer in optimizers]
-    module = accelerator.prepare(job.step)
-    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
-    schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
+    module, optimizers, schedulers = _prepare(job, accelerator)
     run = _resumed(job, accelerator) if resume else Run()
     usable = len(job.train) // settings.batch_size * settings.batch_size
     began = time.monotonic() - run.seconds
@@ -167,6 +151,34 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
                 )
     _restore_best(job, run)
     return run
+
+
+def _prepare(
+    job: Job, accelerator: Accelerator
+) -> tuple[TrainingStep, list[AcceleratedOptimizer], list[AcceleratedScheduler]]:
+    """Put the model, its optimisers and their schedules on the device, under its precision."""
+    settings = job.settings
+    optimizers = make_optimizers(
+        settings.optimizer,
+        job.step,
+        learning_rate=settings.learning_rate,
+        alignment_learning_rate=settings.alignment_learning_rate,
+        matrix_learning_rate=settings.matrix_learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+    )
+    share = partial(
+        learning_rate_share,
+        steps=settings.steps,
+        warmup_steps=settings.warmup_steps,
+        decay_from=settings.decay_from,
+    )
+    schedulers = [LambdaLR(optimizer, share) for optimizer in optimizers]
+    return (
+        accelerator.prepare(job.step),
+        [accelerator.prepare(optimizer) for optimizer in optimizers],
+        [accelerator.prepare(scheduler) for scheduler in schedulers],
+    )
 
 
 def _report(job: Job, run: Run, output: StepOutput, learning_rate: float) -> StepReport:

@@ -31,7 +31,9 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, images: Tensor) -> Tokens:
         """Embed normalised images [I, 3, H, W] as I samples of N + 1 tokens."""
-        patches = self.patch_embedding(images.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)  # [I, N, C]
+        patches = (
+            self.patch_embedding(images.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        )  # [I, N, C]
         x = torch.cat([self.class_embedding.expand(len(images), -1, -1), patches], 1) + self.position_embedding
         # The residual stream runs in the compute type, so that autocast casts weights only, never activations.
         return Tokens.pack(x.to(patches.dtype).flatten(0, 1), Spans.of([x.shape[1]] * len(images)))

@@ -90,15 +90,11 @@ _PATTERNS: list[tuple[str, Reader]] = [
     ),
     (
         rf"the {_SIDE} image contains (more|fewer) {_NP} than the (?:left|right) image",
-        lambda a, b, g: _more(
-            g[1], *(count(g[2], side) for side in ((a, b) if g[0] == "left" else (b, a)))
-        ),
+        lambda a, b, g: _more(g[1], *(count(g[2], side) for side in ((a, b) if g[0] == "left" else (b, a)))),
     ),
     (
         rf"there are (more|fewer) {_NP} in the {_SIDE} image than the (?:left|right)",
-        lambda a, b, g: _more(
-            g[0], *(count(g[1], side) for side in ((a, b) if g[2] == "left" else (b, a)))
-        ),
+        lambda a, b, g: _more(g[0], *(count(g[1], side) for side in ((a, b) if g[2] == "left" else (b, a)))),
     ),
     (
         rf"both images contain the same number of {_NP}",

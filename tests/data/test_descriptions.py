@@ -87,7 +87,5 @@ def test_a_full_caption_identifies_its_image(asked: Asked) -> None:
         identified = set(identified_images(scenes).tolist())
         for image in range(len(scenes)):
             caption = full_caption(scenes, image)
-            holds = [
-                i for i in range(len(scenes)) if oracle.caption_holds(caption, scenes.objects(i))
-            ]
+            holds = [i for i in range(len(scenes)) if oracle.caption_holds(caption, scenes.objects(i))]
             assert (holds == [image]) == (image in identified)

@@ -35,8 +35,7 @@ def test_count_table_is_what_a_loop_over_objects_counts(scenes: Scenes) -> None:
             enumerate((*SHAPES, None)), enumerate((*COLOURS, None)), enumerate((*SIZES, None))
         ):
             count = sum(
-                shape in (None, o.shape) and colour in (None, o.colour) and size in (None, o.size)
-                for o in objects
+                shape in (None, o.shape) and colour in (None, o.colour) and size in (None, o.size) for o in objects
             )
             assert table[image, s, c, z] == count
 

@@ -43,10 +43,7 @@ def test_text_counts_are_counts_of_the_first_noun_phrase(blocks: list[Block]) ->
     for block in blocks[:10]:
         for sample, sentence in enumerate(block.sentences.texts):
             phrase = oracle.first_phrase(sentence)
-            counted = [
-                oracle.count(phrase, block.scenes.objects(2 * (sample // 8) + side))
-                for side in (0, 1)
-            ]
+            counted = [oracle.count(phrase, block.scenes.objects(2 * (sample // 8) + side)) for side in (0, 1)]
             assert block.sentences.text_counts[sample].tolist() == counted, sentence
 
 
@@ -58,9 +55,7 @@ def test_each_pair_gets_four_true_and_four_false_sentences(blocks: list[Block]) 
 def test_each_sentence_is_true_of_one_pair_and_false_of_another(blocks: list[Block]) -> None:
     for block in blocks:
         uses = defaultdict(list)
-        for sample, (text, label) in enumerate(
-            zip(block.sentences.texts, block.sentences.labels, strict=True)
-        ):
+        for sample, (text, label) in enumerate(zip(block.sentences.texts, block.sentences.labels, strict=True)):
             uses[text].append((bool(label), sample // 8))
         assert len(uses) == SAMPLES_PER_BLOCK // 2
         for of_text in uses.values():
@@ -73,9 +68,7 @@ def test_labels_are_balanced_within_each_family_and_wording_varies(blocks: list[
     openings = defaultdict(set)
     for block in blocks:
         sentences = block.sentences
-        for text, label, family in zip(
-            sentences.texts, sentences.labels, sentences.families, strict=True
-        ):
+        for text, label, family in zip(sentences.texts, sentences.labels, sentences.families, strict=True):
             labels[family].append(label)
             openings[family].add(text.split()[0])
     assert set(labels) == set(FAMILY_NAMES)
@@ -118,9 +111,7 @@ def _logistic_regression(features: Array, labels: Array) -> Array:
 
 
 @pytest.mark.parametrize("blind_to", ["images", "text"])
-def test_a_classifier_that_sees_only_one_side_stays_at_chance(
-    blocks: list[Block], blind_to: str
-) -> None:
+def test_a_classifier_that_sees_only_one_side_stays_at_chance(blocks: list[Block], blind_to: str) -> None:
     texts, images, labels = _features(blocks)
     features = texts if blind_to == "images" else images
     seen = len(features) * 3 // 4

@@ -77,9 +77,7 @@ def test_auxiliary_labels_belong_to_the_images_and_sentences_of_the_batch() -> N
             assert batch.auxiliary["image_counts"][image, 6:].sum() == len(objects)
             seen = set(batch.auxiliary["patches"][image].tolist()) - {0}
             shapes, colours = ["circle", "square", "triangle"], "red green blue yellow pink cyan"
-            kinds = {
-                1 + shapes.index(o.shape) * 6 + colours.split().index(o.colour) for o in objects
-            }
+            kinds = {1 + shapes.index(o.shape) * 6 + colours.split().index(o.colour) for o in objects}
             assert seen == kinds
 
 
