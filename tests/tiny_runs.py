@@ -114,8 +114,12 @@ def watch(patch: pytest.MonkeyPatch, read: Callable[[str, int], None]) -> None:
 
     def open_splits(recipe: Recipe) -> build.Splits:
         splits = opened(recipe)
-        names = ("train", "validation", "test")
-        return replace(splits, **{name: Watched(getattr(splits, name), name, read) for name in names})
+        return replace(
+            splits,
+            train=Watched(splits.train, "train", read),
+            validation=Watched(splits.validation, "validation", read),
+            test=Watched(splits.test, "test", read),
+        )
 
     patch.setattr(build, "open_splits", open_splits)
 

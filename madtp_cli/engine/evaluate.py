@@ -14,6 +14,7 @@ from madtp_cli.costs.analytic import total
 from madtp_cli.data.batch import PairBatch
 from madtp_cli.models.nlvr import BlipForNlvr, NlvrOutput
 from madtp_cli.models.tower import LayerTrace
+from madtp_cli.results import LayerTokens
 
 # Mean and standard deviation of the images that BLIP and CLIP were pretrained on, in units of 0..1.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,17 +29,6 @@ class PairData(Protocol):
 
     def batch(self, start: int, size: int) -> PairBatch:
         """Return samples start to start + size."""
-
-
-@dataclass(frozen=True)
-class LayerTokens:
-    """Tokens leaving one layer over all samples seen (images count one by one)."""
-
-    tower: str
-    layer: int
-    mean: float
-    least: int
-    most: int
 
 
 @dataclass(frozen=True)
@@ -145,11 +135,21 @@ def evaluate(
         if records:
             lines += _records(batch, output, predicted, cost)
     model.train(was_training)
-    layers = [
-        LayerTokens(tower, layer, sum(kept) / len(kept), min(kept), max(kept))
-        for (tower, layer), kept in counts.items()
-    ]
-    return Evaluation(len(macs), dict(metric(predictions, labels, families)), macs, dense, layers, lines)
+    return Evaluation(len(macs), dict(metric(predictions, labels, families)), macs, dense, layer_tokens(counts), lines)
+
+
+def layer_tokens(leaving: Mapping[tuple[str, int], Sequence[int]]) -> tuple[LayerTokens, ...]:
+    """Summarise the tokens of all samples leaving each (tower, layer); images count one by one."""
+    return tuple(
+        LayerTokens(
+            tower=tower,
+            layer=layer,
+            tokens_mean=sum(kept) / len(kept),
+            tokens_min=min(kept),
+            tokens_max=max(kept),
+        )
+        for (tower, layer), kept in leaving.items()
+    )
 
 
 @torch.inference_mode()

@@ -81,7 +81,7 @@ def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: C
         budget=_budget(run, tested[main]),
         dense=sides["dense"],
         pruned=sides.get("pruned"),
-        layers=layer_results(tested[main]),
+        layers=tuple(tested[main].layers),
         seconds=time.monotonic() - run.began,
     )
 
@@ -100,20 +100,6 @@ def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: C
 
     output.publish(write)
     return result
-
-
-def layer_results(found: Evaluation) -> tuple[results.LayerTokens, ...]:
-    """Turn an evaluation's token counts into the records that are printed and saved."""
-    return tuple(
-        results.LayerTokens(
-            tower=layer.tower,
-            layer=layer.layer,
-            tokens_mean=layer.mean,
-            tokens_min=layer.least,
-            tokens_max=layer.most,
-        )
-        for layer in found.layers
-    )
 
 
 def _budget(run: Finished, tested: Evaluation) -> results.Budget | None:

@@ -15,7 +15,7 @@ from madtp_cli.costs import analytic, counters
 from madtp_cli.costs.latency import Latency
 from madtp_cli.data.batch import PairBatch
 from madtp_cli.engine import build
-from madtp_cli.engine.evaluate import PairData, image_pairs, pixels, run_batch
+from madtp_cli.engine.evaluate import PairData, image_pairs, layer_tokens, pixels, run_batch
 from madtp_cli.engine.evaluate_checkpoint import own_recipe
 from madtp_cli.engine.latency import ATTENTION_BACKEND, BATCH_SIZES, SAMPLES, time_models
 from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
@@ -151,18 +151,8 @@ def analytic_costs(model: BlipForNlvr, samples: Sequence[PairBatch]) -> Costs:
         dense += int(analytic.total(model.dense_macs(batch.text_lengths)).sum())
         for layer in (*output.vision, *output.text):
             leaving.setdefault((layer.tower, layer.layer), []).extend(layer.leaving)
-    layers = tuple(
-        results.LayerTokens(
-            tower=tower,
-            layer=layer,
-            tokens_mean=sum(kept) / len(kept),
-            tokens_min=min(kept),
-            tokens_max=max(kept),
-        )
-        for (tower, layer), kept in leaving.items()
-    )
     modules = {name: total / len(samples) for name, total in sums.items()}
-    return Costs(dense / len(samples), modules, analytic.UNCOUNTED, layers)
+    return Costs(dense / len(samples), modules, analytic.UNCOUNTED, layer_tokens(leaving))
 
 
 def counted_costs(model: BlipForNlvr, samples: Sequence[PairBatch], counter: str, names: Sequence[str]) -> Costs:

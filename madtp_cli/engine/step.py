@@ -56,7 +56,7 @@ class TrainingStep(nn.Module):
         self.guided_layers = guided_layers
         self.guidance_scale = guidance_scale
         # In a tuple, so that the frozen teacher is neither trained, wrapped nor saved with the state.
-        self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
+        self._teacher: tuple[BlipForNlvr, ...] = () if teacher is None else (teacher.eval().requires_grad_(False),)
 
     def forward(self, batch: PairBatch) -> StepOutput:
         """Compute the parts of the loss on one batch."""

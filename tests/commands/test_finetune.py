@@ -49,8 +49,8 @@ def test_json_is_one_document_and_the_one_in_the_folder(tmp_path: Path) -> None:
     assert "step 2/2" in result.stderr
     assert PruneResult.from_json(result.stdout).to_dict() == {**document, "layers": tuple(document["layers"])}
     assert (document["command"], document["seed"], document["dtype"]) == ("finetune", 3, "fp32")
-    assert document["dense"] is None
-    assert document["pruned"]["latency_ms"].keys() == {"1", "32"}
+    assert document["pruned"] is None  # there is one model, a dense one
+    assert document["dense"]["latency_ms"].keys() == {"1", "32"}
 
 
 def test_bf16_trains(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_missed_budget_ends_with_5_and_keeps_the_checkpoint(flags: list[str], 
     assert names(tmp_path / "out") == FOLDER
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["madtp"]["budget"]["met"] is False
-    assert "not reached" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "**Budget missed: " in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     if flags:
         assert json.loads(result.stdout)["budget"]["met"] is False
 
@@ -181,7 +181,9 @@ def test_a_checkpoint_that_is_not_whole(
 
 
 def test_a_checkpoint_that_is_not_there(run: Run, tmp_path: Path) -> None:
-    message = f"{tmp_path / 'no'}: no such checkpoint folder; give a folder that holds config.json and model.safetensors"
+    message = (
+        f"{tmp_path / 'no'}: no such checkpoint folder; give a folder that holds config.json and model.safetensors"
+    )
     check(run("--checkpoint", str(tmp_path / "no")), 4, message)
     assert left(tmp_path) == set()
 

@@ -1,0 +1,104 @@
+"""The checkpoint folder that a run leaves: what is in it, and that it says the truth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from madtp_cli.models.checkpoints import open_checkpoint
+from madtp_cli.recipe import load_recipe
+from madtp_cli.results import PruneResult, versions
+from tests.tiny_runs import FOLDER, names, weights
+
+
+def result_of(folder: Path) -> PruneResult:
+    return PruneResult.from_json((folder / "profile.json").read_text(encoding="utf-8"))
+
+
+def test_a_folder_holds_what_is_promised_and_nothing_else(dense: Path, pruned: Path) -> None:
+    for folder in (dense, pruned):
+        assert names(folder) == FOLDER
+        assert names(folder.parent) == {"out", "tiny.yaml"}
+
+
+def test_whoever_may_read_one_file_may_read_all(pruned: Path) -> None:
+    assert len({path.stat().st_mode for path in pruned.iterdir()}) == 1
+
+
+def test_the_configuration_says_how_the_model_prunes(dense: Path, pruned: Path) -> None:
+    block = json.loads((pruned / "config.json").read_text(encoding="utf-8"))["madtp"]
+    strength, budget = block.pop("strength"), block.pop("budget")
+    assert block == {
+        "task": "nlvr2",
+        "method": "madtp",
+        "variant": "normalised",
+        "tokens": "adaptive",
+        "temperature": 1.0,
+        "layers": {"vision": [0, 1, 2], "text": [0, 1]},
+        "alignment_tokens": 4,
+        "alignment_dim": 16,
+        "projection": "per_layer",
+    }
+    assert 0 < strength < 1
+    assert budget.keys() == {"target_reduction", "reached_reduction", "met", "tolerance"}
+    plain = json.loads((dense / "config.json").read_text(encoding="utf-8"))["madtp"]
+    assert (plain["method"], plain["budget"]) == ("none", {})
+
+
+def test_the_recipe_is_spelled_out_and_reads_back(dense: Path, pruned: Path) -> None:
+    text = (pruned / "recipe.yaml").read_text(encoding="utf-8")
+    first = text.splitlines()[0]
+    assert first == f"# Made with {', '.join(f'{name} {version}' for name, version in versions().items())}."
+    recipe = load_recipe(pruned / "recipe.yaml")
+    assert recipe.model.checkpoint == str(dense)
+    assert recipe.output == str(pruned)
+    assert recipe.training.seed == 42
+    assert yaml.safe_load(text)["training"]["clip_norm"] == 1.0  # a default
+
+
+def test_the_profile_is_the_document_of_the_run(dense: Path, pruned: Path) -> None:
+    result = result_of(pruned)
+    assert (result.command, result.checkpoint, result.device, result.dtype) == ("prune", str(pruned), "cpu", "fp32")
+    assert result.dense is not None
+    assert result.pruned is not None
+    for side, folder in ((result.dense, dense), (result.pruned, pruned)):
+        assert side.latency_ms.keys() == {"1", "32"}
+        assert all(value > 0 for value in side.latency_ms.values())
+        assert side.params == sum(value.numel() for value in weights(folder).values())
+        assert side.size_mib == (folder / "model.safetensors").stat().st_size / 2**20
+        assert "accuracy" in side.metrics
+    assert [(layer.tower, layer.layer) for layer in result.layers] == [
+        *(("vision", 0), ("vision", 1), ("vision", 2)),
+        *(("text", 0), ("text", 1)),
+    ]
+    means = [layer.tokens_mean for layer in result.layers]
+    assert 37 > means[0] > means[1] > means[2]
+    assert result.seconds > 0
+
+
+def test_the_log_of_the_run_is_in_it(pruned: Path) -> None:
+    log = [json.loads(line) for line in (pruned / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [entry["step"] for entry in log if "losses" in entry] == [2, 4, 6, 8, 10]
+    assert [entry["step"] for entry in log if "losses" not in entry] == [5, 10]
+
+
+def test_the_card_states_what_was_measured(dense: Path, pruned: Path) -> None:
+    card = (pruned / "README.md").read_text(encoding="utf-8")
+    result = result_of(pruned)
+    assert result.pruned is not None
+    assert f"{100 * result.pruned.metrics['accuracy']:.1f}%" in card
+    assert f"- Made from: `{dense}`" in card
+    threads = torch.get_num_threads()
+    assert f"with {threads} CPU thread{'s' * (threads > 1)}, cpu, fp32." in card
+    assert "The licence of `none" not in (dense / "README.md").read_text(encoding="utf-8")
+    assert "- Made from: nothing, trained from scratch" in (dense / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_strength_of_the_folder_is_the_calibrated_one(pruned: Path) -> None:
+    checkpoint = open_checkpoint(str(pruned))
+    assert checkpoint.build().strength == checkpoint.spec.strength
+    assert checkpoint.budget["reached_reduction"] == pytest.approx(0.3, abs=0.05)

@@ -1,0 +1,220 @@
+"""`profile` on tiny models with random weights: costs add up, counters agree, dense and baseline stand beside."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from madtp_cli.data.sentences import VOCABULARY
+from madtp_cli.engine import latency, profile
+from madtp_cli.engine.profile import at_strength, module_costs, profile_checkpoint, prunes
+from madtp_cli.errors import SourceError, UsageError
+from madtp_cli.models.checkpoints import open_checkpoint, save_weights, towers_of
+from madtp_cli.models.nlvr import BlipForNlvr, initialise, small_config
+from madtp_cli.models.spec import PruningSpec
+from madtp_cli.recipe import load_recipe
+from madtp_cli.results import ProfileResult
+
+SIZES: dict[str, int] = {
+    "vision_layers": 3,
+    "vision_width": 32,
+    "vision_heads": 2,
+    "text_layers": 2,
+    "text_width": 32,
+    "text_heads": 2,
+}
+RECIPE = """
+version: 1
+task: nlvr2
+model:
+  family: blip
+  architecture: {vision_layers: 2, vision_width: 32, vision_heads: 2, text_layers: 1, text_width: 32, text_heads: 2}
+data: {name: shapes}
+pruning: {method: random, strength: 0.5, layers: {vision: all, text: none}}
+training: {steps: 1, teacher: false, seed: 3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on few samples and briefly."""
+    monkeypatch.setattr(profile, "SAMPLES", 6)
+    monkeypatch.setattr(profile, "time_models", functools.partial(latency.time_models, seconds=0.01))
+
+
+def save(folder: Path, *, image_size: int = 48, words: int = len(VOCABULARY), **pruning: Any) -> str:
+    """Write a checkpoint with random weights and return its name."""
+    torch.manual_seed(0)
+    config = small_config(image_size=image_size, vocab_size=words, **SIZES)
+    spec = PruningSpec(layers={"vision": (0, 1, 2), "text": (1,)}, **pruning)
+    model = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength)
+    initialise(model)
+    folder.mkdir()
+    save_weights(folder, model, spec, "nlvr2", {})
+    return str(folder)
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> str:
+    return save(tmp_path / "pruned", method="madtp", strength=0.48, alignment_tokens=5, alignment_dim=16)
+
+
+def run(checkpoint: str | None, **changes: Any) -> ProfileResult:
+    """Call as the command does, with its defaults."""
+    options: dict[str, Any] = {
+        "recipe": None,
+        "random_init": False,
+        "baseline": None,
+        "counter": "analytic",
+        "batch_size": None,
+        "text_tokens": None,
+        "latency": False,
+        "device": "cpu",
+        "precision": None,
+        "seed": None,
+        "console": Console(file=io.StringIO()),
+        "verbosity": 0,
+    }
+    return profile_checkpoint(checkpoint, **{**options, **changes})
+
+
+def test_modules_add_up_to_the_model(pruned: str) -> None:
+    """The modules' cost is the pruned cost, their parameters all parameters, and every layer has its tokens."""
+    found = run(pruned)
+    assert sum(module.gmacs for module in found.modules) == pytest.approx(found.gmacs.pruned, rel=1e-9)
+    assert sum(module.params for module in found.modules) == found.params
+    assert found.params == sum(parameter.numel() for parameter in open_checkpoint(pruned).build().parameters())
+    assert 0 < found.gmacs.pruned < found.gmacs.dense
+    assert found.gmacs.reduction == pytest.approx(1 - found.gmacs.pruned / found.gmacs.dense)
+    assert [(layer.tower, layer.layer) for layer in found.layers] == [
+        *[("vision", layer) for layer in range(3)],
+        *[("text", layer) for layer in range(2)],
+    ]
+    assert all(layer.tokens_min <= layer.tokens_mean <= layer.tokens_max for layer in found.layers)
+    assert found.layers[0].tokens_max <= 37
+    assert "softmax" in found.uncounted
+    assert found.latency_ms == {}
+    assert found.batch_size is None
+    assert ProfileResult.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize("counter", ["fvcore", "torch"])
+def test_second_opinions_agree_and_say_so(pruned: str, counter: str) -> None:
+    """Both counters find what the analytic count finds on the same samples; pruning is the part outside modules."""
+    out = io.StringIO()
+    found = run(pruned, counter=counter, console=Console(file=out, width=200))
+    opened = open_checkpoint(pruned).build()
+    assert prunes(opened)
+    assert found.counter == counter
+    deviation = float(out.getvalue().rpartition("(")[2].partition("%")[0])
+    assert abs(deviation) < 0.5
+    assert found.modules[0].name == "vision_model.embeddings"
+    assert "pruning" in {module.name for module in found.modules}
+    assert sum(module.gmacs for module in found.modules) == pytest.approx(found.gmacs.pruned, rel=1e-9)
+    assert sum(module.params for module in found.modules) == found.params
+    assert "gelu" in found.uncounted
+    assert not [name for name in found.uncounted if "unknown" in name]
+
+
+def test_latency_is_measured_beside_dense_and_baseline(pruned: str, tmp_path: Path) -> None:
+    """Batch 1 and the chosen size, for the model, itself unpruned, and the baseline, which may be of another size."""
+    baseline = save(tmp_path / "baseline", image_size=32)
+    found = run(pruned, latency=True, batch_size=3, baseline=baseline)
+    assert set(found.latency_ms) == set(found.latency_p90_ms) == set(found.dense_latency_ms) == {"1", "3"}
+    assert all(found.latency_p90_ms[size] >= found.latency_ms[size] > 0 for size in ("1", "3"))
+    assert found.latency_ms != found.dense_latency_ms
+    assert found.baseline is not None
+    assert set(found.baseline.latency_ms) == {"1", "3"}
+    assert found.baseline.gmacs < found.gmacs.dense
+    assert found.baseline.size_mib is not None
+    assert (found.batch_size, found.device, found.dtype, found.attention_backend) == (3, "cpu", "fp32", "auto")
+
+
+def test_a_dense_model_is_its_own_dense_model(tmp_path: Path) -> None:
+    """Nothing pruned: one cost, one time, no part named pruning, every token kept."""
+    found = run(save(tmp_path / "dense"), latency=True, batch_size=1)
+    assert found.gmacs.dense == found.gmacs.pruned
+    assert found.gmacs.reduction == 0
+    assert found.latency_ms == found.dense_latency_ms
+    assert not [module for module in found.modules if "pruning" in module.name]
+    assert {layer.tokens_mean for layer in found.layers if layer.tower == "vision"} == {37}
+
+
+def test_text_tokens_set_the_length_of_sentences(tmp_path: Path) -> None:
+    """With N tokens per sentence the text tower is entered by N, cut or repeated; more than it can read is refused."""
+    checkpoint = save(tmp_path / "dense")
+    for tokens in (4, 30):
+        text = [layer for layer in run(checkpoint, text_tokens=tokens).layers if layer.tower == "text"]
+        assert {(layer.tokens_min, layer.tokens_max) for layer in text} == {(tokens, tokens)}
+    with pytest.raises(UsageError, match=r"--text-tokens 65: the model reads at most 64 tokens"):
+        run(checkpoint, text_tokens=65)
+
+
+def test_a_model_of_other_words_is_refused(tmp_path: Path) -> None:
+    """A vocabulary too small for the data's sentences is named before anything is computed."""
+    with pytest.raises(SourceError, match="the model has 10: it was made for other data"):
+        run(save(tmp_path / "small", words=10))
+
+
+def test_a_recipe_with_random_weights(tmp_path: Path) -> None:
+    """--random-init builds the architecture and prunes as the recipe says; the seed decides the weights."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    recipe = load_recipe(path)
+    found = run(None, recipe=recipe, random_init=True)
+    assert found.checkpoint is None
+    assert found.seed == 3
+    assert 0.2 < found.gmacs.reduction < 0.8
+    assert run(None, recipe=recipe, random_init=True, seed=5).seed == 5
+    with pytest.raises(UsageError, match="tiny trains a model from scratch and names no checkpoint"):
+        run(None, recipe=recipe)
+
+
+def test_a_recipe_with_a_checkpoint(pruned: str, tmp_path: Path) -> None:
+    """Without --random-init the checkpoint's weights are pruned as the recipe says; a strength left open is said."""
+    path = tmp_path / "other.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    changes = [f"model.checkpoint={pruned}", "pruning.method=madtp", "pruning.strength=0.5"]
+    found = run(None, recipe=load_recipe(path, changes))
+    assert found.gmacs.reduction > 0
+    out = io.StringIO()
+    open_strength = load_recipe(path, [*changes[:2], "pruning.strength=null"])
+    found = run(None, recipe=open_strength, random_init=True, console=Console(file=out, width=200))
+    assert found.gmacs.reduction == 0
+    assert "leaves pruning.strength to its budget" in out.getvalue()
+
+
+def test_the_own_recipe_of_a_checkpoint_names_its_data(pruned: str) -> None:
+    """With a recipe.yaml in the folder nothing is guessed; without one the data are said."""
+    out = io.StringIO()
+    run(pruned, console=Console(file=out, width=200))
+    assert "no recipe.yaml: measured on samples of shapes" in out.getvalue()
+    Path(pruned, "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    out = io.StringIO()
+    run(pruned, console=Console(file=out, width=200))
+    assert out.getvalue() == ""
+
+
+def test_a_twin_shares_weights_and_leaves_the_model_alone(pruned: str) -> None:
+    """The dense twin prunes nothing while the model itself goes on pruning."""
+    model = open_checkpoint(pruned).build()
+    twin = at_strength(model, 0)
+    assert not prunes(twin)
+    assert prunes(model)
+    assert next(twin.parameters()) is next(model.parameters())
+
+
+def test_parameters_of_parts_without_cost_are_listed(pruned: str) -> None:
+    """Norms, embeddings and the alignment module have lines of their own, so that parameters add up."""
+    model = open_checkpoint(pruned).build()
+    parts = {part.name: part for part in module_costs(model, {"cls_head": 2e9})}
+    assert parts["cls_head"].gmacs == 2
+    assert parts["alignment"].gmacs == 0
+    assert parts["alignment"].params == 5 * 16 + 2 * (32 * 16 + 16)
+    assert sum(part.params for part in parts.values()) == sum(p.numel() for p in model.parameters())

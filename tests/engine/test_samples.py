@@ -1,0 +1,70 @@
+"""Samples to measure costs on: spread, each with its own images, fitted to a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from madtp_cli.data.sentences import VOCABULARY
+from madtp_cli.data.shapes import ShapesPairs
+from madtp_cli.engine.evaluate import run_batch
+from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
+from madtp_cli.models.nlvr import BlipForNlvr, small_config
+
+
+@pytest.fixture(scope="module")
+def data() -> ShapesPairs:
+    return ShapesPairs("validation", 400)
+
+
+def model_of(image_size: int = 96) -> BlipForNlvr:
+    torch.manual_seed(0)
+    sizes = {"vision_layers": 1, "vision_width": 24, "text_layers": 1, "text_width": 24}
+    return BlipForNlvr(small_config(image_size=image_size, vocab_size=len(VOCABULARY), **sizes)).eval()
+
+
+def test_samples_spread_over_the_split_and_share_no_images(data: ShapesPairs) -> None:
+    """Ten of 400 samples are every fortieth, and a joined batch holds twenty images."""
+    samples = spread_samples(data, 10)
+    assert [sample.ids[0] for sample in samples] == [f"shapes/validation/{40 * row}" for row in range(10)]
+    batch = join_samples(samples)
+    assert len(batch.images) == 20
+    assert batch.image_index.flatten().tolist() == list(range(20))
+    assert len(batch.text) == sum(batch.text_lengths)
+
+
+def test_a_small_split_repeats() -> None:
+    """More samples than there are: some come twice."""
+    assert [sample.ids[0][-1] for sample in spread_samples(ShapesPairs("validation", 2), 4)] == ["0", "0", "1", "1"]
+
+
+def test_a_joined_batch_gives_what_its_samples_give_alone(data: ShapesPairs) -> None:
+    """Joining changes no sample: its logits are those it has alone."""
+    model, device = model_of(), torch.device("cpu")
+    samples = fit_samples(spread_samples(data, 3), model)
+    with torch.inference_mode():
+        together = run_batch(model, join_samples(samples), device).logits
+        alone = torch.cat([run_batch(model, sample, device).logits for sample in samples])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_images_get_the_size_of_the_model(data: ShapesPairs) -> None:
+    """An image of the right size stays as it is, another one is resized and keeps its brightness."""
+    sample = spread_samples(data, 1)
+    assert fit_samples(sample, model_of(96))[0].images is sample[0].images
+    small = fit_samples(sample, model_of(48))[0].images
+    assert small.shape == (2, 3, 48, 48)
+    assert small.dtype == torch.uint8
+    assert small.float().mean() == pytest.approx(sample[0].images.float().mean(), abs=1)
+
+
+def test_text_is_cut_or_repeated(data: ShapesPairs) -> None:
+    """[ENC] opens the sentence whatever its length; words repeat, [ENC] does not."""
+    model, drawn = model_of(), spread_samples(data, 1)
+    original = drawn[0].text.tolist()
+    (short,) = fit_samples(drawn, model, 3)
+    (long,) = fit_samples(drawn, model, 60)
+    assert short.text.tolist() == original[:3]
+    assert long.text.tolist()[: len(original)] == original
+    assert long.text.tolist().count(original[0]) == 1
+    assert (short.text_lengths, long.text_lengths) == ([3], [60])

@@ -1,0 +1,150 @@
+"""One training step: which losses there are, what they weigh, what learns and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from madtp_cli.data.batch import PairBatch
+from madtp_cli.data.sentences import VOCABULARY
+from madtp_cli.data.shapes import ShapesPairs
+from madtp_cli.engine.auxiliary import AuxiliaryHeads
+from madtp_cli.engine.evaluate import image_pairs, run_batch
+from madtp_cli.engine.losses import LossWeights, aligned_loss, logit_loss
+from madtp_cli.engine.step import StepOutput, TrainingStep
+from madtp_cli.models.checkpoints import towers_of
+from madtp_cli.models.nlvr import BlipForNlvr, small_config
+from madtp_cli.models.spec import PruningSpec
+
+CPU = torch.device("cpu")
+SPEC = PruningSpec(
+    method="madtp",
+    layers={"vision": (0, 1), "text": ()},
+    alignment_tokens=3,
+    alignment_dim=8,
+    projection="per_layer",
+)
+WEIGHTS = LossWeights(alignment=0.5, logits=2.0, temperature=3.0, guidance=0.25, features=0.1)
+
+
+def model(spec: PruningSpec | None = None, seed: int = 0) -> BlipForNlvr:
+    torch.manual_seed(seed)
+    config = small_config(
+        image_size=96,
+        patch_size=16,
+        vocab_size=len(VOCABULARY),
+        vision_layers=2,
+        vision_width=24,
+        text_layers=2,
+        text_width=24,
+        merge_from=1,
+    )
+    if spec is None:
+        return BlipForNlvr(config)
+    return BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength)
+
+
+@pytest.fixture(scope="module")
+def batch() -> PairBatch:
+    return ShapesPairs("train", 64).batch(0, 24)
+
+
+def taught(strength: float, weights: LossWeights = WEIGHTS, **options: Any) -> TrainingStep:
+    student = model(replace(SPEC, strength=strength))
+    return TrainingStep(student, model(seed=1), None, weights, guided_layers=frozenset({0, 1}), **options)
+
+
+def test_without_teacher_and_alignment_there_is_the_task_alone(batch: PairBatch) -> None:
+    step = TrainingStep(model(), None, None, WEIGHTS)
+    output = step(batch)
+    assert output.losses.keys() == {"task"}
+    logits = run_batch(step.student, batch, CPU).logits
+    torch.testing.assert_close(output.losses["task"], cross_entropy(logits, batch.labels))
+
+
+def test_every_part_is_there_and_weighted(batch: PairBatch) -> None:
+    step = taught(0.5)
+    output = step(batch)
+    assert output.losses.keys() == {"task", "alignment", "logits", "features", "guidance"}
+    student = run_batch(step.student, batch, CPU, learn=True)
+    teacher = run_batch(step._teacher[0], batch, CPU)
+    expected = {
+        "task": cross_entropy(student.logits, batch.labels),
+        "alignment": 0.5 * aligned_loss(student, image_pairs(batch)),
+        "logits": 2.0 * logit_loss(student.logits, teacher.logits, 3.0),
+        "features": 0.1 * (student.encoded - teacher.encoded).square().mean(),
+    }
+    for name, loss in expected.items():
+        torch.testing.assert_close(output.losses[name], loss, msg=name)
+    assert 4 * taught(0.5, replace(WEIGHTS, guidance=0.0625))(batch).losses["guidance"].item() == pytest.approx(
+        output.losses["guidance"].item()
+    )
+
+
+def test_a_weight_of_zero_leaves_its_part_out(batch: PairBatch) -> None:
+    nothing = LossWeights(alignment=0.0, logits=0.0, guidance=0.0, features=0.0)
+    assert taught(0.5, nothing)(batch).losses.keys() == {"task"}
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(batch: PairBatch) -> None:
+    student = model()
+    output = TrainingStep(student, model(), None, WEIGHTS)(batch)
+    assert output.losses["logits"].item() == pytest.approx(0, abs=1e-6)
+    assert output.losses["features"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_heads_add_their_losses(batch: PairBatch) -> None:
+    heads = AuxiliaryHeads(24, 24, {"text_counts": 1.0, "image_counts": 1.0})
+    assert TrainingStep(model(), None, heads, WEIGHTS)(batch).losses.keys() == {"task", "text_counts", "image_counts"}
+
+
+def test_the_teacher_is_neither_trained_nor_saved(batch: PairBatch) -> None:
+    step = taught(0.5)
+    step.train()
+    (teacher,) = step._teacher
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert {key.partition(".")[0] for key in step.state_dict()} == {"student"}
+    torch.stack(list(step(batch).losses.values())).sum().backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_the_gradient_reaches_everything_that_counts(batch: PairBatch) -> None:
+    step = taught(0.5)
+    step.train()
+    torch.stack(list(step(batch).losses.values())).sum().backward()
+    still = [key for key, parameter in step.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert still == []
+
+
+def test_guidance_teaches_the_alignment_tokens(batch: PairBatch) -> None:
+    step = taught(0.5, LossWeights(alignment=0.0, logits=0.0, guidance=1.0))
+    step.train()
+    step(batch).losses["guidance"].backward()
+    alignment = step.student.alignment
+    assert alignment is not None
+    assert alignment.tokens.grad is not None
+    assert alignment.tokens.grad.any()
+
+
+def test_costs_and_tokens_are_those_of_the_forward_pass(batch: PairBatch) -> None:
+    """At strength 0 nothing is saved or dropped; above, the shares follow from the traces."""
+    dense = taught(0.0)(batch)
+    assert dense.reduction == pytest.approx(0)
+    assert dense.tokens_kept == {"vision": 1.0, "text": 1.0}
+
+    step = taught(0.5)
+    pruned = step(batch)
+    trace = run_batch(step.student, batch, CPU).vision
+    assert pruned.tokens_kept["vision"] == sum(trace[-1].leaving) / (37 * len(batch.images)) < 1
+    assert pruned.tokens_kept["text"] == 1.0
+    assert pruned.dense_macs == dense.macs
+    assert 0 < pruned.reduction < 1
+
+
+def test_the_reduction_is_the_share_saved() -> None:
+    assert StepOutput({}, macs=3.0, dense_macs=4.0, tokens_kept={}).reduction == 0.25
