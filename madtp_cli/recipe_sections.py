@@ -139,7 +139,6 @@ class DataSection(Section):
     train_samples: Count = Field(200_000, description="sentences in the training split")
     validation_samples: Count = Field(2_000, description="sentences in the validation split")
     test_samples: Count = Field(4_000, description="sentences in the test split")
-    workers: Whole = Field(0, description="processes that prepare batches; 0 uses the training process")
 
 
 class BudgetSection(Section):

@@ -124,7 +124,10 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult(Result):
-    """What `prune` and `finetune` did; `checkpoint` is null for a dry run."""
+    """What `prune` and `finetune` did; `checkpoint` is null for a dry run.
+
+    `dtype` is what metrics and latency were taken with, `training_precision` what the steps ran in.
+    """
 
     checkpoint: str | None
     budget: Budget | None = None
@@ -132,6 +135,7 @@ class PruneResult(Result):
     pruned: Side | None = None
     layers: tuple[LayerTokens, ...] = ()
     seconds: float = 0.0
+    training_precision: str | None = None
     dry_run: bool = False
 
 

@@ -33,7 +33,7 @@ def write(tmp_path: Path) -> Write:
             "  name: shapes",
             "  name: shapes\n  qqq: 3",
             "8: data.qqq is not a key; the keys here are name, image_size, seed, train_samples, "
-            "validation_samples, test_samples, workers",
+            "validation_samples, test_samples",
         ),
         ("steps: 100", "steps: ten", "14: training.steps must be a whole number, got 'ten' (text)"),
         (

@@ -23,7 +23,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write one line of JSON per sample.")
     ] = None,
     device: options.Device = "auto",
-    precision: options.Precision = None,
+    precision: options.MeasuredPrecision = None,
     seed: options.Seed = None,
     json_output: options.Json = False,
     verbose: options.Verbose = 0,

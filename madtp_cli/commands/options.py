@@ -49,6 +49,10 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"] | None,
     typer.Option(help="Precision of the computation; the recipe's by default."),
 ]
+MeasuredPrecision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"] | None,
+    typer.Option("--precision", help="Precision of the computation; fp32 by default."),
+]
 Seed = Annotated[
     int | None,
     typer.Option(min=0, metavar="N", help="Random seed; the recipe's by default."),
@@ -59,7 +63,7 @@ Json = Annotated[
 ]
 Verbose = Annotated[
     int,
-    typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; repeat for more."),
+    typer.Option("--verbose", "-v", count=True, show_default=False, help="Report every training step."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]

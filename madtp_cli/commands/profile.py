@@ -43,7 +43,7 @@ def profile(
     latency: Latency = True,
     fail_if: FailIf = None,
     device: options.Device = "auto",
-    precision: options.Precision = None,
+    precision: options.MeasuredPrecision = None,
     seed: options.Seed = None,
     json_output: options.Json = False,
     verbose: options.Verbose = 0,
@@ -86,7 +86,11 @@ def _report(
     result: ProfileResult, conditions: Sequence[thresholds.Condition], json_output: bool, console: Console
 ) -> None:
     """Print a profile and every threshold; raises ThresholdError naming those that were hit."""
-    checked = thresholds.check(conditions, result.to_dict())
+    try:
+        checked = thresholds.check(conditions, result.to_dict())
+    except UsageError:
+        emit(result, json_output, console)  # a condition nobody can answer must not cost the measurement
+        raise
     emit(replace(result, thresholds=checked), json_output, console)
     for threshold in checked:
         console.print(f"fail-if {threshold.expression}: {threshold.value:g}, {'hit' if threshold.hit else 'ok'}")

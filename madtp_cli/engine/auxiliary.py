@@ -14,19 +14,21 @@ from torch.nn.functional import cross_entropy
 from madtp_cli.models.nlvr import NlvrOutput
 
 COUNTS = 7  # none to six objects
+ATTRIBUTES = 9  # six colours, three shapes
+PATCH_CLASSES = 19  # no object, or one of three shapes in six colours
 
 
 class AuxiliaryHeads(nn.Module):
     """Predict counts from [ENC] and from the class token, and what lies under every patch."""
 
-    def __init__(self, width: int, text_width: int, weights: Mapping[str, float], patch_classes: int = 19) -> None:
+    def __init__(self, width: int, text_width: int, weights: Mapping[str, float]) -> None:
         """Build the heads whose weight is not zero: text_counts, patches, image_counts."""
         super().__init__()
         self.weights = {name: weight for name, weight in weights.items() if weight}
         sizes = {
             "text_counts": (text_width, 2 * COUNTS),
-            "patches": (width, patch_classes),
-            "image_counts": (width, 9 * COUNTS),
+            "patches": (width, PATCH_CLASSES),
+            "image_counts": (width, ATTRIBUTES * COUNTS),
         }
         self.heads = nn.ModuleDict({name: nn.Linear(*sizes[name]) for name in self.weights})
 
@@ -40,7 +42,7 @@ class AuxiliaryHeads(nn.Module):
         }
         losses = {}
         for name, weight in self.weights.items():
-            classes = 19 if name == "patches" else COUNTS
+            classes = PATCH_CLASSES if name == "patches" else COUNTS
             scores = self.heads[name](states[name]()).float()
             losses[name] = weight * cross_entropy(
                 scores.reshape(-1, classes), labels[name].reshape(-1).clamp_max(classes - 1), ignore_index=-1

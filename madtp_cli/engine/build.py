@@ -20,21 +20,34 @@ from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.models.nlvr import BlipForNlvr, initialise, small_config
 from madtp_cli.models.processor import PairProcessor
 from madtp_cli.models.spec import PruningSpec
+from madtp_cli.pruning import PRUNERS
 from madtp_cli.recipe import Recipe, resolve_layers
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: how to open a split, its metric, its words, and the side of the patches it has labels for."""
+    """A data set: how to open a split, its metric, its words, the side of the patches it has labels for, and
+    what a model made on it cannot do.
+    """
 
     split: Callable[..., PairData]
     metric: Metric
     vocabulary: tuple[str, ...]
     labelled_patch: int
+    limits: tuple[str, ...]
 
 
 DATASETS: Mapping[str, DataSet] = {
-    "shapes": DataSet(shapes.ShapesPairs, shapes.accuracy, tuple(sentences.VOCABULARY), scenes.PATCH_SIZE),
+    "shapes": DataSet(
+        shapes.ShapesPairs,
+        shapes.accuracy,
+        tuple(sentences.VOCABULARY),
+        scenes.PATCH_SIZE,
+        (
+            "Trained and measured on generated scenes of coloured shapes: it knows nothing of photographs.",
+            "English sentences of the 61 words in its vocabulary only.",
+        ),
+    ),
 }
 
 
@@ -121,13 +134,14 @@ def pruning_spec(recipe: Recipe, towers: Mapping[str, tuple[int, int]]) -> Pruni
     pruning, alignment = recipe.pruning, recipe.alignment
     if pruning.method == "none":
         return PruningSpec()
-    if alignment.projection == "none":
+    if alignment.projection == "none" and "guidance" in PRUNERS[pruning.method].needs:
         for tower, (_, width) in towers.items():
             if width != alignment.dim:
                 raise RecipeError(
                     f"{recipe.where('alignment.dim')}: alignment.dim is {alignment.dim} but the {tower} tower is "
                     f"{width} wide; with projection none they must be equal, try projection: shared"
                 )
+    guided = "guidance" in PRUNERS[pruning.method].needs
     chosen: Mapping[str, Any] = {"vision": pruning.layers.vision, "text": pruning.layers.text}
     return PruningSpec(
         method=pruning.method,
@@ -136,13 +150,18 @@ def pruning_spec(recipe: Recipe, towers: Mapping[str, tuple[int, int]]) -> Pruni
         temperature=pruning.temperature,
         strength=pruning.strength or 0.0,
         layers={
-            tower: resolve_layers(chosen[tower], layers, f"pruning.layers.{tower}")
+            tower: _layers(recipe, f"pruning.layers.{tower}", chosen[tower], layers)
             for tower, (layers, _) in towers.items()
         },
-        alignment_tokens=alignment.tokens,
-        alignment_dim=alignment.dim,
+        alignment_tokens=alignment.tokens if guided else 0,
+        alignment_dim=alignment.dim if guided else 0,
         projection=alignment.projection,
     )
+
+
+def _layers(recipe: Recipe, key: str, choice: Any, count: int) -> tuple[int, ...]:
+    """Resolve a choice of layers; raises RecipeError, with its place in the recipe, beyond the last layer."""
+    return resolve_layers(choice, count, f"{recipe.where(key)}: {key}")
 
 
 def loss_weights(recipe: Recipe) -> LossWeights:
@@ -238,8 +257,32 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
 
 
+def with_pruning_of(recipe: Recipe, spec: PruningSpec) -> Recipe:
+    """Return the recipe with the pruning and alignment of a checkpoint in place of its own."""
+    pruning = recipe.pruning.model_copy(
+        update={
+            "method": spec.method,
+            "variant": spec.variant,
+            "tokens": spec.tokens,
+            "temperature": spec.temperature,
+            "strength": spec.strength,
+            "layers": recipe.pruning.layers.model_copy(
+                update={tower: chosen or "none" for tower, chosen in spec.layers.items()}
+            ),
+        }
+    )
+    update: dict[str, Any] = {"pruning": pruning}
+    if spec.alignment_tokens:
+        update["alignment"] = recipe.alignment.model_copy(
+            update={"tokens": spec.alignment_tokens, "dim": spec.alignment_dim, "projection": spec.projection}
+        )
+    return recipe.model_copy(update=update)
+
+
 def identity_of(recipe: Recipe, command: Literal["prune", "finetune"]) -> str:
     """Return a digest of everything that a run's state depends on, for --resume."""
-    ignored = {"output": ""} if command == "prune" else {"output": "", "budget": None}
+    ignored: dict[str, Any] = {"output": ""} if command == "prune" else {"output": "", "budget": None}
+    reporting = {"log_every": 0, "save_every": None}
+    ignored["training"] = recipe.training.model_copy(update=reporting)
     document = recipe.model_copy(update=ignored).to_yaml()
     return hashlib.sha256(document.encode()).hexdigest()[:16]

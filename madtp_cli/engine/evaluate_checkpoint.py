@@ -32,6 +32,8 @@ def evaluate_checkpoint(
     where = build.choose_device(device)
     if predictions is not None and predictions.is_dir():
         raise UsageError(f"--predictions {predictions}: is a folder; name a file in it")
+    if predictions is not None:
+        _check_writable(predictions)
     opened = open_checkpoint(checkpoint)
     recipe = recipe or own_recipe(opened)
     build.check_fits(opened, recipe)
@@ -64,6 +66,15 @@ def evaluate_checkpoint(
         gmacs=results.Gmacs(dense=found.dense_gmacs, pruned=found.gmacs, reduction=found.reduction),
         predictions=None if predictions is None else str(predictions),
     )
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the evaluation; raises UsageError."""
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise UsageError(f"--predictions {path}: cannot be written: {error.strerror}") from None
 
 
 def own_recipe(checkpoint: Checkpoint) -> Recipe:

@@ -15,9 +15,9 @@ from rich.console import Console
 from madtp_cli import results
 from madtp_cli.engine import build
 from madtp_cli.engine.evaluate import BATCH, Evaluation, evaluate
-from madtp_cli.engine.fit import METRICS
 from madtp_cli.engine.latency import compare_latency
 from madtp_cli.engine.output import OutputFolder
+from madtp_cli.engine.resume import METRICS
 from madtp_cli.models.checkpoints import WEIGHTS, Checkpoint, save_weights
 from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.processor import PairProcessor
@@ -25,11 +25,7 @@ from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.model_card import model_card
 
-MEASURED_IN = "fp32"  # the card states what figures were taken with, whatever precision the training ran in
-LIMITS = (
-    "Trained and measured on generated scenes of coloured shapes: it knows nothing of photographs.",
-    "English sentences of the 61 words in its vocabulary only.",
-)
+MEASURED_IN = "fp32"  # whatever precision the training ran in
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,8 @@ def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: C
     result = results.PruneResult(
         command=run.command,
         device=str(run.device),
-        dtype=run.precision,
+        dtype=MEASURED_IN,
+        training_precision=run.precision,
         seed=run.recipe.training.seed,
         checkpoint=str(output.final),
         budget=_budget(run, tested[main]),
@@ -142,12 +139,12 @@ def _card(run: Finished, result: results.PruneResult) -> str:
     """Write the model card."""
     recipe, threads = run.recipe, torch.get_num_threads()
     return model_card(
-        replace(result, dtype=MEASURED_IN),
+        result,
         base=recipe.model.checkpoint or "",
         recipe_name=recipe.name,
         data=recipe.data.name,
         seed=recipe.training.seed,
         seconds=result.seconds,
         hardware=f"{platform.processor() or platform.machine()} with {threads} CPU thread{'s' * (threads > 1)}",
-        limits=LIMITS,
+        limits=build.DATASETS[recipe.data.name].limits,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,20 +18,20 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from madtp_cli.budget import BudgetController
 from madtp_cli.engine.evaluate import Evaluation, PairData, evaluate
 from madtp_cli.engine.optimizers import OptimizerName, make_optimizers
-from madtp_cli.engine.resume import StopRequest, load_state, save_state
+from madtp_cli.engine.resume import METRICS, StopRequest, load_state, save_state
 from madtp_cli.engine.step import StepOutput, TrainingStep
 from madtp_cli.errors import Interrupted, MadtpError
 from madtp_cli.report.progress import StepReport, TrainingProgress, metrics_line
 
 Metric = Callable[[Sequence[int], Sequence[int], Sequence[str]], Mapping[str, float]]
 BEST = "best.safetensors"
-METRICS = "metrics.jsonl"
 # A validation counts towards the choice of weights while the cost is this near its goal, in reduction.
 NEAR_GOAL = 0.03
 
@@ -93,12 +94,14 @@ def learning_rate_share(step: int, steps: int, warmup_steps: int, decay_from: fl
     return 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start)))
 
 
-def make_accelerator(settings: FitSettings, device: str) -> Accelerator:
+def make_accelerator(settings: FitSettings, device: torch.device) -> Accelerator:
     """Set up the device and mixed precision, and seed everything random."""
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[settings.precision]
     # accelerate holds on to the precision and device of a process's first run; ours may differ from run to run.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
+    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     set_seed(settings.seed)
     return accelerator
 
@@ -115,7 +118,7 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
     began = time.monotonic() - run.seconds
     module.train()
     # Line by line, so that the log is never behind a saved state.
-    with StopRequest() as stop, (job.folder / METRICS).open("a", encoding="utf-8", buffering=1) as log:
+    with StopRequest(progress.message) as stop, (job.folder / METRICS).open("a", encoding="utf-8", buffering=1) as log:
         while run.step < settings.steps:
             batch = job.train.batch(run.step * settings.batch_size % usable, settings.batch_size)
             output: StepOutput = module(batch)
@@ -149,6 +152,8 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
                     f"stopped at step {run.step} of {settings.steps}; the state is saved in {job.folder}, "
                     "go on with --resume"
                 )
+    if not settings.steps:
+        _save(job, accelerator, run)  # nothing was trained, but what follows may be interrupted too
     _restore_best(job, run)
     return run
 
@@ -216,16 +221,23 @@ def _validate(job: Job, run: Run, progress: TrainingProgress) -> None:
     if at_goal and run.validation["accuracy"] >= run.best_accuracy:
         run.best_accuracy, run.best_step = run.validation["accuracy"], run.step
         run.best_strength = student.strength
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}, job.folder / BEST
-        )
+        _keep_best(job, run)
+
+
+def _keep_best(job: Job, run: Run) -> None:
+    """Write the weights with the step and strength they belong to, so that file and state cannot disagree."""
+    state = {key: value.detach().cpu().contiguous() for key, value in job.step.student.state_dict().items()}
+    fresh = job.folder / f"{BEST}.new"
+    save_file(state, fresh, metadata={"step": str(run.best_step), "strength": repr(run.best_strength)})
+    os.replace(fresh, job.folder / BEST)
 
 
 def _restore_best(job: Job, run: Run) -> None:
     """Put the weights that validation chose back, if any were."""
     if run.best_step and run.best_step != run.step:
+        with safe_open(job.folder / BEST, "pt") as file:
+            job.step.student.strength = float(file.metadata()["strength"])
         job.step.student.load_state_dict(load_file(job.folder / BEST))
-        job.step.student.strength = run.best_strength
 
 
 def _save(job: Job, accelerator: Accelerator, run: Run) -> None:

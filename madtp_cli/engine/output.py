@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from madtp_cli.engine.resume import RUN, STATE, remove_tree
+from madtp_cli.engine.resume import METRICS, RUN, STATE, remove_tree
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import CONFIG
 
@@ -37,6 +37,9 @@ class OutputFolder:
             raise UsageError(
                 f"{self.work}: holds an unfinished run; go on with --resume, or start anew with --overwrite"
             )
+        foreign = self.work.exists() and not (self.work / METRICS).is_file()
+        if foreign and (not self.work.is_dir() or any(self.work.iterdir())):
+            raise UsageError(f"{self.work}: is in the way and not ours; move it, or choose another --output")
         if resume and not unfinished:
             raise SourceError(f"{self.work}: nothing to resume there; run without --resume")
         nearest = next(folder for folder in self.final.parents if folder.exists())
@@ -60,7 +63,7 @@ class OutputFolder:
             if not resume:
                 remove_tree(self.work)
             self.work.mkdir(parents=True, exist_ok=True)
-            (self.work / "metrics.jsonl").touch()
+            (self.work / METRICS).touch()
         except OSError as error:
             raise UsageError(
                 f"{self.work}: cannot be written: {error.strerror or error}; choose another --output"

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -17,13 +17,15 @@ from madtp_cli.errors import SourceError
 
 STATE = "state"
 RUN = "run.json"
+METRICS = "metrics.jsonl"  # also marks a work folder as ours
 
 
 class StopRequest:
     """Turn the first Ctrl-C or SIGTERM into a flag that the loop reads between steps; a second one stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, notify: Callable[[str], None] = lambda text: None) -> None:
         self.asked = False
+        self._notify = notify
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -44,6 +46,7 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self._notify("stopping after this step, the state will be saved; Ctrl-C again stops at once and saves nothing")
 
 
 def save_state(accelerator: Accelerator, folder: Path, run: Mapping[str, Any]) -> None:

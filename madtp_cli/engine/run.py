@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 
 from madtp_cli import results
@@ -14,10 +15,10 @@ from madtp_cli.budget import BudgetController, calibrate, reachable
 from madtp_cli.engine import build
 from madtp_cli.engine.evaluate import BATCH, measure_reduction
 from madtp_cli.engine.finish import Finished, Subject, finish
-from madtp_cli.engine.fit import FitSettings, Job, fit, make_accelerator
+from madtp_cli.engine.fit import FitSettings, Job, Run, fit, make_accelerator
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.step import TrainingStep
-from madtp_cli.errors import Interrupted, RecipeError
+from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError
 from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.processor import PairProcessor
 from madtp_cli.models.spec import PruningSpec
@@ -56,16 +57,18 @@ def _run(
     output.check(resume=resume, overwrite=overwrite)
     settings = build.fit_settings(recipe, where)
     splits = build.open_splits(recipe)
-    accelerator = make_accelerator(settings, where.type)
+    accelerator = make_accelerator(settings, where)
+    if command == "finetune":
+        recipe = _held(recipe)
     subject = _subject(command, recipe, where)
     step = _step(recipe, subject)
     goal = _goal(recipe, subject.student, splits) if command == "prune" else None
     if dry_run:
-        console.print(_plan(command, name, settings, goal, subject))
+        console.print(_plan(command, name, settings, goal, recipe.model.checkpoint))
         return results.PruneResult(
             command=command,
             device=str(where),
-            dtype=settings.precision,
+            training_precision=settings.precision,
             seed=settings.seed,
             checkpoint=None,
             seconds=time.monotonic() - began,
@@ -82,10 +85,9 @@ def _run(
         folder=output.work,
         identity=build.identity_of(recipe, command),
     )
-    with TrainingProgress(
-        console, settings.steps, f"{command} {name}", every=settings.log_every, quiet=verbosity < 0
-    ) as bar:
-        trained = fit(job, accelerator, bar, resume=resume)
+    every = 1 if verbosity > 0 else settings.log_every
+    with TrainingProgress(console, settings.steps, f"{command} {name}", every=every, quiet=verbosity < 0) as progress:
+        trained = _train(job, accelerator, progress, resume=resume)
     began = min(began, time.monotonic() - trained.seconds)  # a resumed run counts its earlier sittings
     try:
         if goal is not None:
@@ -96,13 +98,39 @@ def _run(
         raise Interrupted(f"stopped after training; the state is saved in {output.work}, go on with --resume") from None
 
 
-def _plan(command: str, name: str, settings: FitSettings, goal: float | None, subject: Subject) -> str:
+def _train(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resume: bool) -> Run:
+    """Fit; raises MadtpError if the disk refuses a state, the last good one is kept."""
+    try:
+        return fit(job, accelerator, progress, resume=resume)
+    except OSError as error:
+        raise MadtpError(
+            f"{job.folder}: cannot be written: {error}; make room and go on from the last state with --resume"
+        ) from error
+
+
+def _plan(command: str, name: str, settings: FitSettings, goal: float | None, checkpoint: str | None) -> str:
     """Say what a run would do, for --dry-run."""
     parts = [f"{command} {name}: {settings.steps:,} steps of {settings.batch_size} samples in {settings.precision}"]
     if goal is not None:
         parts.append(f"towards reduction {goal:.3f}")
-    parts.append(f"from {subject.source.folder if subject.source else 'random weights'}")
-    return ", ".join(parts) + "; nothing was trained or written"
+    parts.append(f"from {checkpoint or 'random weights'}")
+    return ", ".join(parts)
+
+
+def _held(recipe: Recipe) -> Recipe:
+    """Settle the pruning that `finetune` holds: the recipe's strength, or all of a pruned checkpoint's own.
+
+    Raises RecipeError where neither says how much is pruned.
+    """
+    if recipe.pruning.method == "none" or recipe.pruning.strength is not None:
+        return recipe
+    source = build.starting_checkpoint(recipe)
+    if source is None or source.spec.method == "none":
+        raise RecipeError(
+            f"{recipe.where('pruning.strength')}: pruning.strength is null, and finetune needs one to hold; set it, or "
+            "set pruning.method: none to train a dense model, or let madtp prune find it"
+        )
+    return build.with_pruning_of(recipe, source.spec)
 
 
 def _subject(command: str, recipe: Recipe, device: torch.device) -> Subject:
@@ -117,10 +145,14 @@ def _subject(command: str, recipe: Recipe, device: torch.device) -> Subject:
             )
         return Subject(build.fresh_model(recipe).to(device), None, PruningSpec(), None, build.fresh_processor(recipe))
     build.check_fits(source, recipe)
+    if command == "prune" and source.spec.method != "none":
+        raise SourceError(
+            f"{recipe.model.checkpoint}: is pruned already, and prune compares with a dense model and learns from it; "
+            "start from the dense checkpoint it was made of, or train it further with madtp finetune"
+        )
     spec = build.pruning_spec(recipe, source.towers)
-    if command == "finetune" and recipe.pruning.strength is None and source.spec.method != "none":
-        spec = source.spec  # recovery: a pruned checkpoint goes on as it is
-    student = source.build(spec, merge_gradient=not recipe.distillation.guidance)
+    guided = bool(recipe.training.teacher and recipe.distillation.guidance)
+    student = source.build(spec, merge_gradient=not guided)
     # Read now what the finished checkpoint will hold: a fault in it must not wait for the end of training.
     processor = PairProcessor.from_folder(source.folder)
     return Subject(student.to(device), source.build(PruningSpec()).to(device), spec, source, processor)

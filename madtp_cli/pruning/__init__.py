@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from madtp_cli.pruning.base import Evidence, Pruner
 from madtp_cli.pruning.madtp import Madtp
 from madtp_cli.pruning.random import Random
 
-PRUNERS: Mapping[str, Callable[..., Pruner]] = {"madtp": Madtp, "random": Random}
+PRUNERS: Mapping[str, type[Any]] = {"madtp": Madtp, "random": Random}
 
 __all__ = ["PRUNERS", "Evidence", "Madtp", "Pruner", "Random"]

@@ -30,7 +30,7 @@ class Evidence:
 class Pruner(Protocol):
     """A pruning method. `strength` is its one knob: 0 keeps every token, and cost falls monotonically towards 1."""
 
-    needs: frozenset[Need]
+    needs: frozenset[Need]  # of the class, not the instance
 
     def select(self, evidence: Evidence, strength: float) -> Selection:
         """Say where each of the tokens goes."""

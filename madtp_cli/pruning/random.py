@@ -11,10 +11,10 @@ POSITIONS = 1 << 14  # a draw for every original position; merged tokens (-1) ta
 
 
 class Random:
-    """Keep a random share of the tokens of every sample and merge the rest uniformly.
+    """Keep a random share of the tokens and merge the rest uniformly.
 
-    The draw depends on the layer and the token's original position alone, so a sample keeps the same tokens whatever
-    batch it comes in.
+    The draw depends on the seed, the layer and the token's original position, never on the content or the batch: one
+    random pattern per layer, the same for every sample, which training can get used to.
     """
 
     needs: frozenset[Need] = frozenset()

@@ -55,7 +55,7 @@ def test_json_is_one_document_and_the_one_in_the_folder(tmp_path: Path) -> None:
 
 def test_bf16_trains(tmp_path: Path) -> None:
     document = json.loads(run(tmp_path, "--json", "--precision", "bf16", "--set", "training.steps=2").stdout)
-    assert document["dtype"] == "bf16"
+    assert (document["dtype"], document["training_precision"]) == ("fp32", "bf16")
 
 
 def test_fp16_needs_a_gpu(tmp_path: Path) -> None:

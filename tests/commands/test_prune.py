@@ -147,7 +147,7 @@ def test_an_output_below_a_file(flags: list[str], run: Run, tmp_path: Path) -> N
 
 def test_a_file_in_place_of_the_work_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out.partial").write_text("", encoding="utf-8")
-    message = f"{tmp_path / 'out.partial'}: cannot be written: File exists; choose another --output"
+    message = f"{tmp_path / 'out.partial'}: is in the way and not ours; move it, or choose another --output"
     check(run(), 2, message)
     assert left(tmp_path) == {"out.partial"}
 

@@ -24,7 +24,6 @@ from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.fit import (
     BEST,
-    METRICS,
     FitSettings,
     Job,
     Metric,
@@ -34,7 +33,7 @@ from madtp_cli.engine.fit import (
     make_accelerator,
 )
 from madtp_cli.engine.losses import LossWeights
-from madtp_cli.engine.resume import STATE
+from madtp_cli.engine.resume import METRICS, STATE
 from madtp_cli.engine.step import TrainingStep
 from madtp_cli.errors import Interrupted, MadtpError, SourceError
 from madtp_cli.models.checkpoints import towers_of
@@ -117,7 +116,7 @@ def make_job(
 
 def run(job: Job, *, resume: bool = False) -> tuple[Run, dict[str, Tensor]]:
     """Fit and return the run and the student's final weights."""
-    accelerator = make_accelerator(job.settings, "cpu")
+    accelerator = make_accelerator(job.settings, torch.device("cpu"))
     console = Console(file=io.StringIO())
     with TrainingProgress(console, job.settings.steps, "test") as progress:
         done = fit(job, accelerator, progress, resume=resume)
@@ -163,7 +162,7 @@ def test_a_schedule_without_room_for_decay_does_not_decay(decay_from: float, war
 def test_every_run_of_a_process_has_its_own_precision_and_seed() -> None:
     draws = []
     for precision, mixed in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
-        accelerator = make_accelerator(replace(SETTINGS, precision=precision), "cpu")
+        accelerator = make_accelerator(replace(SETTINGS, precision=precision), torch.device("cpu"))
         assert accelerator.mixed_precision == mixed
         assert accelerator.device == torch.device("cpu")
         draws.append(torch.rand(3))

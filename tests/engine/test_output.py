@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from madtp_cli.engine.output import OutputFolder
-from madtp_cli.engine.resume import RUN, STATE
+from madtp_cli.engine.resume import METRICS, RUN, STATE
 from madtp_cli.errors import MadtpError, SourceError, UsageError
 from tests.tiny_runs import names
 
@@ -23,6 +23,7 @@ def checkpoint(folder: Path, text: str = "old") -> Path:
 def unfinished(output: OutputFolder, state: str = STATE) -> None:
     (output.work / state).mkdir(parents=True)
     (output.work / state / RUN).write_text("{}", encoding="utf-8")
+    (output.work / METRICS).touch()
 
 
 def refusal(output: OutputFolder, *, resume: bool = False, overwrite: bool = False) -> str:
@@ -97,8 +98,17 @@ def test_an_unfinished_run_is_not_lost_by_accident(state: str, tmp_path: Path) -
 def test_work_without_a_state_is_nothing_to_lose_or_to_resume(tmp_path: Path) -> None:
     output = OutputFolder(tmp_path / "a")
     (output.work / f"{STATE}.new").mkdir(parents=True)
+    (output.work / METRICS).touch()
     output.check(resume=False, overwrite=False)
     assert refusal(output, resume=True) == f"{output.work}: nothing to resume there; run without --resume"
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path / "a")
+    output.work.mkdir()
+    (output.work / "thesis.tex").write_text("years", encoding="utf-8")
+    assert refusal(output) == f"{output.work}: is in the way and not ours; move it, or choose another --output"
+    assert names(output.work) == {"thesis.tex"}
 
 
 @pytest.mark.parametrize("below", ["out", "deep/er/out"])
