@@ -16,7 +16,7 @@ from madtp_cli.models.tower import LayerTrace
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part counts; a part that counts 0 is not computed."""
+    """How much each part counts; a part that counts 0 is left out."""
 
     alignment: float = 0.1
     logits: float = 1.0
