@@ -120,7 +120,7 @@ def test_validate_as_json_spells_out_every_setting() -> None:
 def test_validate_lists_every_fault(flags: list[str], tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     text = find_recipe("quickstart").read_text(encoding="utf-8")
-    path.write_text(text.replace("reduction:", "reducton:").replace("steps: 500", "steps: x"), encoding="utf-8")
+    path.write_text(text.replace("reduction:", "reducton:").replace("steps: 400", "steps: x"), encoding="utf-8")
     result = run("validate", str(path), "--set", "data.seed=-1", *flags)
     assert result.exit_code == 3
     faults = result.stderr.splitlines()
