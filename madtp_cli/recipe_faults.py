@@ -104,7 +104,7 @@ def _message(kind: str, path: KeyPath, value: Any, context: dict[str, Any], fall
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         bound = context[key]
-        share = f"; it is a share of 1, try {value / 100:g}" if bound == 1 and 1 < value <= 100 else ""
+        share = f"; it is a share of 1, try {value / 100:g}" if bound == 1 and 5 <= value <= 100 else ""
         return f"{name} must be {words} {bound:g}, got {value:g}{share}"
     if kind == "literal_error":
         return f"{name} must be {_choice(context['expected'])}, got {shown(value)}{_closest(value, context)}"

@@ -48,14 +48,15 @@ class OutputFolder:
             raise UsageError(f"{self.final}: cannot be written: {nearest} {fault}; choose another --output")
 
     def _check_replaceable(self, *, resume: bool, overwrite: bool) -> None:
-        if not overwrite:
-            done = "this run is already finished" if resume else "it exists"
-            raise UsageError(f"{self.final}: {done}; choose another --output, or replace it with --overwrite")
         ours = self.final.is_dir() and ((self.final / CONFIG).is_file() or not any(self.final.iterdir()))
         if not ours:
             raise UsageError(
-                f"{self.final}: is no checkpoint folder, and --overwrite replaces nothing else; choose another --output"
+                f"{self.final}: exists and is no checkpoint folder, which is all that --overwrite replaces; choose "
+                "another --output"
             )
+        if not overwrite:
+            done = "this run is already finished" if resume else "it exists"
+            raise UsageError(f"{self.final}: {done}; choose another --output, or replace it with --overwrite")
 
     def prepare(self, *, resume: bool) -> None:
         """Make the work folder; raises UsageError if it cannot be written."""

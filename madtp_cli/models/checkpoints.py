@@ -21,6 +21,7 @@ from madtp_cli.models.spec import PruningSpec
 
 BUILTIN = "builtin:"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MOST_FAULTS = 8  # tensors named when weights do not fit; a wrong width touches all of them
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def open_checkpoint(source: str) -> Checkpoint:
     Raises SourceError when it is missing, not a checkpoint folder, or unreadable.
     """
     folder = builtin_folder(source.removeprefix(BUILTIN)) if source.startswith(BUILTIN) else Path(source)
+    if folder.is_file():
+        raise SourceError(f"{source}: is a file; a checkpoint is a folder that holds {CONFIG} and {WEIGHTS}")
     if not folder.is_dir():
         raise SourceError(f"{source}: no such checkpoint folder; give a folder that holds {CONFIG} and {WEIGHTS}")
     data = _read_json(folder / CONFIG)
@@ -121,7 +124,10 @@ def fill(model: BlipForNlvr, state: Mapping[str, Tensor], where: str, *, fresh_a
         if key in state and state[key].shape != own[key].shape
     ]
     if faults:
-        raise SourceError(f"{where}: {len(faults)} tensors do not match the model: {'; '.join(faults)}")
+        shown = "; ".join(faults[:MOST_FAULTS]) + (
+            f"; and {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS)
+        )
+        raise SourceError(f"{where}: {len(faults)} tensors do not match the model: {shown}")
     model.load_state_dict(state, strict=not fresh_alignment)
 
 

@@ -131,7 +131,8 @@ def test_an_output_that_is_somebodys_folder(run: Run, tmp_path: Path) -> None:
     check(
         run("--overwrite"),
         2,
-        f"{tmp_path / 'out'}: is no checkpoint folder, and --overwrite replaces nothing else; choose another --output",
+        f"{tmp_path / 'out'}: exists and is no checkpoint folder, which is all that --overwrite replaces; choose "
+        "another --output",
     )
     assert names(tmp_path / "out") == {"thesis.tex"}
 

@@ -73,7 +73,7 @@ def test_overwrite_replaces_nothing_but_checkpoints(kind: str, tmp_path: Path) -
         (target / "chapter1.txt").write_text("years of work", encoding="utf-8")
     message = refusal(OutputFolder(target), overwrite=True)
     assert message == (
-        f"{target}: is no checkpoint folder, and --overwrite replaces nothing else; choose another --output"
+        f"{target}: exists and is no checkpoint folder, which is all that --overwrite replaces; choose another --output"
     )
 
 
