@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -30,8 +31,6 @@ def evaluate_checkpoint(
 ) -> results.EvaluateResult:
     """Evaluate a checkpoint on the data of its own recipe, or of another one."""
     where = build.choose_device(device)
-    if predictions is not None and predictions.is_dir():
-        raise UsageError(f"--predictions {predictions}: is a folder; name a file in it")
     if predictions is not None:
         _check_writable(predictions)
     opened = open_checkpoint(checkpoint)
@@ -69,12 +68,11 @@ def evaluate_checkpoint(
 
 
 def _check_writable(path: Path) -> None:
-    """Find out before the evaluation; raises UsageError."""
-    try:
-        with path.open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise UsageError(f"--predictions {path}: cannot be written: {error.strerror}") from None
+    """Refuse, before the evaluation and without touching it, a file that cannot be written; raises UsageError."""
+    if path.is_dir():
+        raise UsageError(f"--predictions {path}: is a folder; name a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--predictions {path}: cannot be written; name another file")
 
 
 def own_recipe(checkpoint: Checkpoint) -> Recipe:
