@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from madtp_cli.tokens import Spans
 
 Backend = Literal["auto", "segments", "padded"]
+Summary = Literal["first", "last"]  # the token that stands for its span: a class token, or the last one (CLIP's EOT)
 
 # A group of spans costs about this many multiply-adds of fixed overhead on a CPU, whatever its size; `auto` pads when
 # the padding it would compute costs less than the groups it would save.
@@ -31,7 +32,7 @@ MATERIALISED_ELEMENTS = 1 << 20
 class Statistics:
     """What a block's self-attention says about its tokens, each [T] float32, without gradient.
 
-    class_row: attention paid by the class token, summed over heads weighted by each head's share of the token's
+    class_row: attention paid by the summary token, summed over heads weighted by each head's share of the token's
     output norm. received: sum over the other queries of the largest probability over heads.
     """
 
@@ -39,17 +40,29 @@ class Statistics:
     received: Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, backend: Backend = "auto") -> Tensor:
-    """Attend from each query span to its key span: q [Tq, H, D], k and v [Tk, H, D] -> [Tq, H, D]."""
-    out, _ = _attend(q, k, v, queries, keys, backend, statistics=False)
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, causal: bool = False, backend: Backend = "auto"
+) -> Tensor:
+    """Attend from each query span to its key span: q [Tq, H, D], k and v [Tk, H, D] -> [Tq, H, D].
+
+    With `causal` the i-th query of a span sees its first i keys; raises ValueError unless both spans are equally long.
+    """
+    out, _ = _attend(q, k, v, queries, keys, backend, causal=causal, summary=None)
     return out
 
 
 def attend_with_statistics(
-    q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, backend: Backend = "auto"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Spans,
+    *,
+    causal: bool = False,
+    summary: Summary = "first",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Statistics]:
     """Self-attend within spans and return the output [T, H, D] with the statistics that pruning asks for."""
-    out, statistics = _attend(q, k, v, spans, spans, backend, statistics=True)
+    out, statistics = _attend(q, k, v, spans, spans, backend, causal=causal, summary=summary)
     assert statistics is not None
     return out, statistics
 
@@ -82,20 +95,29 @@ class _Rectangle:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, backend: Backend, *, statistics: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Spans,
+    keys: Spans,
+    backend: Backend,
+    *,
+    causal: bool,
+    summary: Summary | None,
 ) -> tuple[Tensor, Statistics | None]:
+    """Attend on rectangles; statistics only where a summary token is named."""
+    if causal and queries.lengths != keys.lengths:
+        raise ValueError("causal attention needs query and key spans of equal lengths")
     if backend == "auto":
         backend = choose_backend(queries, keys, q.shape[1] * q.shape[2])
     if queries.uniform and keys.uniform:
-        out, stats = _rectangle_attention(
-            _view(q, queries), _view(k, keys), _view(v, keys), None, statistics=statistics
-        )
+        out, stats = _rectangle_attention(_view(q, queries), _view(k, keys), _view(v, keys), None, causal, summary)
         return out.transpose(1, 2).flatten(0, 1), stats and Statistics(stats[0].flatten(), stats[1].flatten())
 
     outs, rows, found = [], [], []
     for r in _rectangles(queries, keys, backend, q.device):
         out, stats = _rectangle_attention(
-            q[r.queries].transpose(1, 2), k[r.keys].transpose(1, 2), v[r.keys].transpose(1, 2), r, statistics=statistics
+            q[r.queries].transpose(1, 2), k[r.keys].transpose(1, 2), v[r.keys].transpose(1, 2), r, causal, summary
         )
         mask = r.query_mask if r.query_mask is not None else torch.ones_like(r.queries, dtype=torch.bool)
         outs.append(out.transpose(1, 2)[mask])  # [t, H, D]
@@ -103,7 +125,7 @@ def _attend(
         if stats is not None:
             found.append(torch.stack([s[mask] for s in stats], 1))
     order = torch.cat(rows).argsort()
-    if not statistics:
+    if summary is None:
         return torch.cat(outs)[order], None
     columns = torch.cat(found)[order]
     return torch.cat(outs)[order], Statistics(columns[:, 0], columns[:, 1])
@@ -130,16 +152,18 @@ def _rectangles(queries: Spans, keys: Spans, backend: Backend, device: torch.dev
 
 
 def _rectangle_attention(
-    q: Tensor, k: Tensor, v: Tensor, rectangle: _Rectangle | None, *, statistics: bool
+    q: Tensor, k: Tensor, v: Tensor, rectangle: _Rectangle | None, causal: bool, summary: Summary | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """Attend on [b, H, N, D] and return the output with (class_row, received), each [b, Nq]."""
-    key_mask = rectangle.key_mask if rectangle else None
+    # Padding lies beyond a span's end, where no token of the span looks in causal attention: it needs no other mask.
+    key_mask = rectangle.key_mask if rectangle and not causal else None
     query_mask = rectangle.query_mask if rectangle else None
-    if not statistics:
-        return _fused(q, k, v, key_mask), None
+    if summary is None:
+        return _fused(q, k, v, key_mask, causal), None
     # Statistics carry no gradient: in training the fused output and a pass without gradient beat one materialised pass
     # that saves its probabilities; in inference the probabilities are there anyway and give the output too.
-    fused = _fused(q, k, v, key_mask) if torch.is_grad_enabled() else None
+    fused = _fused(q, k, v, key_mask, causal) if torch.is_grad_enabled() else None
+    later = _later(q.shape[2], q.device) if causal else None
     chunk = max(1, MATERIALISED_ELEMENTS // (q.shape[1] * q.shape[2] * k.shape[2]))
     outs, class_rows, received = [], [], []
     with torch.no_grad():
@@ -148,34 +172,51 @@ def _rectangle_attention(
             scores = (q[rows] * q.shape[-1] ** -0.5) @ k[rows].transpose(-1, -2)  # [b, H, Nq, Nk]
             if key_mask is not None:
                 scores = scores.masked_fill(~key_mask[rows, None, None], float("-inf"))
+            if later is not None:
+                scores = scores.masked_fill(later, float("-inf"))
             probability = scores.softmax(-1)
             out = probability @ v[rows] if fused is None else fused[rows]  # [b, H, Nq, D]
-            class_row, taken = _statistics(probability, out, None if query_mask is None else query_mask[rows])
+            class_row, taken = _statistics(probability, out, None if query_mask is None else query_mask[rows], summary)
             outs.append(out)
             class_rows.append(class_row)
             received.append(taken)
     return _join(outs) if fused is None else fused, (_join(class_rows), _join(received))
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool) -> Tensor:
     """Attend without keeping probabilities."""
     mask = None if key_mask is None else key_mask[:, None, None]
     if q.device.type == "cpu" and q.element_size() < 4 and torch.is_grad_enabled():
         # The CPU kernel's backward is several times slower in bf16 than in fp32.
         with torch.autocast("cpu", enabled=False):
-            return scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            q, k, v, dtype = q.float(), k.float(), v.float(), q.dtype
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).to(dtype)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
-def _statistics(probability: Tensor, out: Tensor, query_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _later(tokens: int, device: torch.device) -> Tensor:
+    """Mark the keys that come after each query, [N, N]."""
+    place = torch.arange(tokens, device=device)
+    return place > place[:, None]
+
+
+def _statistics(probability: Tensor, out: Tensor, query_mask: Tensor | None, summary: Summary) -> tuple[Tensor, Tensor]:
     """Score tokens from probabilities [b, H, N, N] and per-head outputs [b, H, N, D] (the paper's S_cls and S_self)."""
     norm = out.float().norm(dim=-1)  # [b, H, N]
     head_share = norm / norm.sum(1, keepdim=True).clamp_min(1e-12)
-    class_row = (probability[:, :, 0].float() * head_share).sum(1)  # [b, N]
-    strongest = probability.amax(1)[:, 1:].float()  # [b, N - 1, N]; the class token's own row does not count
+    strongest = probability.amax(1)  # [b, N, N]
+    # The summary token's own row does not count in what a token receives.
+    if summary == "first":
+        row, strongest = probability[:, :, 0], strongest[:, 1:]
+    else:
+        last = -1 if query_mask is None else query_mask.sum(1) - 1
+        every = slice(None) if query_mask is None else torch.arange(len(probability), device=probability.device)
+        row, strongest = probability[every, :, last], strongest[:, :-1]
+    strongest = strongest.float()  # [b, N - 1, N]
     if query_mask is not None:
+        # A span's tokens without its first, and all that have a successor, are marked alike once shifted.
         strongest = strongest * query_mask[:, 1:, None]
-    return class_row, strongest.sum(1)
+    return (row.float() * head_share).sum(1), strongest.sum(1)
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -60,6 +60,10 @@ class Spans:
         """Return the index of every sample's first token, [B]."""
         return torch.tensor(self.starts, device=device)
 
+    def end_index(self, device: torch.device) -> Tensor:
+        """Return the index of every sample's last token, [B]."""
+        return torch.tensor([s + n - 1 for s, n in zip(self.starts, self.lengths, strict=True)], device=device)
+
     def sample_index(self, device: torch.device) -> Tensor:
         """Return the sample that every token belongs to, [T]; for spans that lie end to end."""
         return torch.repeat_interleave(torch.tensor(self.lengths, device=device), output_size=self.total)
@@ -131,6 +135,8 @@ class Tokens:
 
     x [T, C]; spans of B samples; position [T] original index within the sample, -1 once merged; size [T] how many
     original tokens each one stands for; protected [T] tokens that no method may drop or merge (class token, prompt).
+    causal: whether a token sees only those before it. It is said here, beside the order it is about, because both the
+    attention and the place of a merged token follow from it.
     """
 
     x: Tensor
@@ -138,13 +144,18 @@ class Tokens:
     position: Tensor
     size: Tensor
     protected: Tensor
+    causal: bool = False
 
     @classmethod
-    def pack(cls, x: Tensor, spans: Spans) -> Tokens:
-        """Wrap fresh embeddings x [T, C]; the first token of every sample is its class token and is protected."""
+    def pack(cls, x: Tensor, spans: Spans, protected: Tensor | None = None, *, causal: bool = False) -> Tokens:
+        """Wrap fresh embeddings x [T, C].
+
+        Unless `protected` [T] says otherwise, the first token of every sample is its class token and is protected.
+        """
         start = spans.start_index(x.device)
         position = torch.arange(spans.total, device=x.device) - spans.spread(start)
-        return cls(x, spans, position, torch.ones_like(position), position == 0)
+        chosen = position == 0 if protected is None else protected
+        return cls(x, spans, position, torch.ones_like(position), chosen, causal)
 
     def with_x(self, x: Tensor) -> Tokens:
         """Return the same tokens with new states x [T, C]."""
@@ -153,6 +164,10 @@ class Tokens:
     def first(self) -> Tensor:
         """Return the first (class) token of every sample, [B, C]."""
         return self.x[self.spans.start_index(self.x.device)]
+
+    def last(self) -> Tensor:
+        """Return the last token of every sample, [B, C]."""
+        return self.x[self.spans.end_index(self.x.device)]
 
 
 @dataclass(frozen=True)
@@ -185,4 +200,4 @@ def compact(tokens: Tokens, selection: Selection) -> Tokens:
     size = tokens.size[slots].index_add(0, target, tokens.size[folded])
     position = tokens.position[slots].index_fill(0, target, -1)
     lengths = tokens.spans.sum(stays.long()).tolist()
-    return Tokens(x, Spans.of(lengths), position, size, tokens.protected[slots])
+    return Tokens(x, Spans.of(lengths), position, size, tokens.protected[slots], tokens.causal)

@@ -20,7 +20,10 @@ from madtp_cli.tokens import Spans
 
 HEADS, WIDTH = 3, 4
 Backend = Literal["auto", "segments", "padded"]
+Summary = Literal["first", "last"]
 BACKENDS = pytest.mark.parametrize("backend", ["auto", "segments", "padded"])
+CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
+SUMMARY = pytest.mark.parametrize("summary", ["first", "last"])
 SPANS = pytest.mark.parametrize("spans", [Spans.of([6, 6, 6]), Spans.of([5, 2, 7, 2, 9, 1])], ids=["uniform", "ragged"])
 
 
@@ -29,37 +32,50 @@ def _tensors(*lengths: int, dtype: torch.dtype = torch.float64, seed: int = 0) -
     return [torch.randn(n, HEADS, WIDTH, generator=generator, dtype=torch.float64).to(dtype) for n in lengths]
 
 
-def _loop(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans) -> Tensor:
+def _probability(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """Return one head's probabilities [Nq, Nk]; causal ones row by row over the keys so far."""
+    scores = q @ k.T / WIDTH**0.5
+    if not causal:
+        return scores.softmax(-1)
+    rows = [torch.cat([row[: i + 1].softmax(-1), torch.zeros_like(row[i + 1 :])]) for i, row in enumerate(scores)]
+    return torch.stack(rows)
+
+
+def _loop(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, causal: bool = False) -> Tensor:
     """Attend sample by sample and head by head."""
     out = torch.zeros_like(q)
     for row in range(len(queries)):
         a, b = queries.starts[row], keys.starts[row]
         mine, theirs = slice(a, a + queries.lengths[row]), slice(b, b + keys.lengths[row])
         for head in range(HEADS):
-            probability = (q[mine, head] @ k[theirs, head].T / WIDTH**0.5).softmax(-1)
-            out[mine, head] = probability @ v[theirs, head]
+            out[mine, head] = _probability(q[mine, head], k[theirs, head], causal) @ v[theirs, head]
     return out
 
 
-def _loop_statistics(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+def _loop_statistics(
+    q: Tensor, k: Tensor, v: Tensor, spans: Spans, causal: bool = False, summary: Summary = "first"
+) -> tuple[Tensor, Tensor]:
     """Score every token from the definition (method.md section 3), one number at a time."""
     class_row, received = [], []
-    out = _loop(q, k, v, spans, spans)
+    out = _loop(q, k, v, spans, spans, causal)
     for start, length in zip(spans.starts, spans.lengths, strict=True):
         own = slice(start, start + length)
-        p = torch.stack([(q[own, h] @ k[own, h].T / WIDTH**0.5).softmax(-1) for h in range(HEADS)])
+        p = torch.stack([_probability(q[own, h], k[own, h], causal) for h in range(HEADS)])
+        first = {"first": 0, "last": length - 1}[summary]
         for j in range(length):
             norms = [out[start + j, h].norm().item() for h in range(HEADS)]
-            class_row.append(sum(p[h, 0, j].item() * norms[h] / sum(norms) for h in range(HEADS)))
-            received.append(sum(max(p[h, i, j].item() for h in range(HEADS)) for i in range(1, length)))
+            class_row.append(sum(p[h, first, j].item() * norms[h] / sum(norms) for h in range(HEADS)))
+            received.append(sum(max(p[h, i, j].item() for h in range(HEADS)) for i in range(length) if i != first))
     return torch.tensor(class_row), torch.tensor(received)
 
 
-def _check_with_gradient(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, backend: Backend) -> None:
+def _check_with_gradient(
+    q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, backend: Backend, causal: bool = False
+) -> None:
     ours = [t.clone().requires_grad_() for t in (q, k, v)]
     loop = [t.clone().requires_grad_() for t in (q, k, v)]
-    out = attend(ours[0], ours[1], ours[2], queries, keys, backend=backend)
-    expected = _loop(loop[0], loop[1], loop[2], queries, keys)
+    out = attend(ours[0], ours[1], ours[2], queries, keys, causal=causal, backend=backend)
+    expected = _loop(loop[0], loop[1], loop[2], queries, keys, causal)
     torch.testing.assert_close(out, expected)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=out.dtype)
     (out * weight).sum().backward()
@@ -67,15 +83,38 @@ def _check_with_gradient(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: 
     for mine, theirs in zip(ours, loop, strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
     with torch.no_grad():
-        torch.testing.assert_close(attend(q, k, v, queries, keys, backend=backend), expected.detach())
+        out = attend(q, k, v, queries, keys, causal=causal, backend=backend)
+        torch.testing.assert_close(out, expected.detach())
 
 
 @BACKENDS
 @SPANS
-def test_self_attention_is_a_loop_over_samples(spans: Spans, backend: Backend) -> None:
+@CAUSAL
+def test_self_attention_is_a_loop_over_samples(spans: Spans, backend: Backend, causal: bool) -> None:
     """A plain softmax per sample and head in float64, forward and gradient."""
     q, k, v = _tensors(spans.total, spans.total, spans.total)
-    _check_with_gradient(q, k, v, spans, spans, backend)
+    _check_with_gradient(q, k, v, spans, spans, backend, causal)
+
+
+@BACKENDS
+@SPANS
+def test_a_causal_query_sees_nothing_after_it(spans: Spans, backend: Backend) -> None:
+    """The identity: changing the last key and value of every span changes its last output alone, to the bit."""
+    q, k, v = _tensors(spans.total, spans.total, spans.total)
+    ends = spans.end_index(q.device)
+    before, _ = attend_with_statistics(q, k, v, spans, causal=True, summary="last", backend=backend)
+    k, v = k.index_fill(0, ends, 7.0), v.index_fill(0, ends, 7.0)
+    after, _ = attend_with_statistics(q, k, v, spans, causal=True, summary="last", backend=backend)
+    earlier = torch.ones(spans.total, dtype=torch.bool).index_fill(0, ends, value=False)
+    assert torch.equal(after[earlier], before[earlier])
+    assert not torch.isclose(after[~earlier], before[~earlier]).all(-1).any()
+
+
+def test_causal_attention_is_within_one_sequence() -> None:
+    """Spans of unequal lengths have no common order, and are refused."""
+    q, k = _tensors(2, 3)
+    with pytest.raises(ValueError, match="equal lengths"):
+        attend(q, k, k, Spans.of([2]), Spans.of([3]), causal=True)
 
 
 @BACKENDS
@@ -98,18 +137,22 @@ def test_keys_may_be_the_first_of_many(backend: Backend) -> None:
 
 @BACKENDS
 @SPANS
+@CAUSAL
+@SUMMARY
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_statistics_follow_their_definition(
-    spans: Spans, backend: Backend, grad: bool, monkeypatch: pytest.MonkeyPatch
+    spans: Spans, backend: Backend, causal: bool, summary: Summary, grad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sums of method.md section 3 taken one number at a time, whatever the chunks they are computed in."""
     q, k, v = _tensors(spans.total, spans.total, spans.total)
-    class_row, received = _loop_statistics(q, k, v, spans)
-    expected = _loop(q, k, v, spans, spans)
+    class_row, received = _loop_statistics(q, k, v, spans, causal, summary)
+    expected = _loop(q, k, v, spans, spans, causal)
     for elements in (1, 300, 1 << 20):
         monkeypatch.setattr(attention, "MATERIALISED_ELEMENTS", elements)
         with torch.set_grad_enabled(grad):
-            out, found = attend_with_statistics(q.requires_grad_(grad), k, v, spans, backend=backend)
+            out, found = attend_with_statistics(
+                q.requires_grad_(grad), k, v, spans, causal=causal, summary=summary, backend=backend
+            )
         torch.testing.assert_close(out.detach(), expected)
         torch.testing.assert_close(found.class_row, class_row)
         torch.testing.assert_close(found.received, received)

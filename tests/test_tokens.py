@@ -119,6 +119,19 @@ def test_fresh_tokens_count_from_their_class_token() -> None:
     assert tokens.size.tolist() == [1] * 5
     assert tokens.protected.tolist() == [True, False, True, False, False]
     assert tokens.first().tolist() == [[0, 1], [4, 5]]
+    assert tokens.last().tolist() == [[2, 3], [8, 9]]
+    assert not tokens.causal
+
+
+def test_protected_tokens_and_order_may_be_said() -> None:
+    """First and last tokens protected, in a causal tower: both survive a fold, and so does being causal."""
+    protected = torch.tensor([True, False, False, True])
+    tokens = Tokens.pack(torch.arange(4.0)[:, None], Spans.of([4]), protected, causal=True)
+    out = compact(tokens, Selection(torch.tensor([2, 2, 2, 2]), torch.tensor([0.5] * 4)))
+    assert out.x.squeeze(1).tolist() == [0, 1.5, 3]
+    assert out.protected.tolist() == [True, False, True]
+    assert out.last().item() == 3
+    assert out.causal
 
 
 def test_a_selection_carried_out_by_hand() -> None:

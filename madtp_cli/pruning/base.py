@@ -47,6 +47,7 @@ def keep_share(scores: Tensor, tokens: Tokens, strength: float) -> Tensor:
 def fuse(keep: Tensor, weight: Tensor, tokens: Tokens) -> Selection:
     """Fold each sample's unkept tokens into the slot of the first of them, by their normalised weight [T].
 
+    In a causal tower it is the slot of the last of them: in an earlier one, tokens would see what comes after them.
     A sample in which at most one token would go, or nothing would be kept, stays as it is: a merged token takes a slot,
     so nothing would be saved.
     """
@@ -57,8 +58,11 @@ def fuse(keep: Tensor, weight: Tensor, tokens: Tokens) -> Selection:
     drop = drop & spans.spread(prunes)
 
     here = torch.arange(spans.total, device=keep.device)
-    first = spans.total - spans.max(torch.where(drop, spans.total - here, 0))  # [B] first dropped index
-    into = torch.where(drop, spans.spread(first), here)
+    if tokens.causal:
+        slot = spans.max(torch.where(drop, here, 0))  # [B] last dropped index
+    else:
+        slot = spans.total - spans.max(torch.where(drop, spans.total - here, 0))  # [B] first dropped index
+    into = torch.where(drop, spans.spread(slot), here)
     weight = torch.where(drop, weight, torch.zeros_like(weight))
     share = torch.where(drop, _share(weight, spans), torch.ones_like(weight))
     return Selection(into, share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,6 +42,17 @@ def test_fuse_by_hand() -> None:
     assert out.x.squeeze(1).tolist() == [0, 1, (2 + 2 * 3 + 5 * 5) / 8, 4]
     assert out.position.tolist() == [0, 1, -1, 4]
     assert out.size.tolist() == [1, 1, 3, 1]
+
+
+def test_fuse_in_a_causal_tower_takes_the_last_slot() -> None:
+    """Two samples by hand: no token before the merged one stood after any of its parts."""
+    tokens = replace(_tokens([6, 4]), causal=True)
+    keep = torch.tensor([False, True, False, False, True, False, False, False, False, True])
+    selection = fuse(keep, torch.tensor([9.0, 9, 1, 2, 9, 5, 0, 3, 1, 0]), tokens)
+    assert selection.into.tolist() == [0, 1, 5, 5, 4, 5, 6, 8, 8, 9]
+    out = compact(tokens, selection)
+    assert out.x.squeeze(1).tolist() == [0, 1, 4, (2 + 2 * 3 + 5 * 5) / 8, 6, (3 * 7 + 8) / 4, 9]
+    assert out.position.tolist() == [0, 1, 4, -1, 0, -1, 3]
 
 
 @pytest.mark.parametrize("beside", [[], [5]], ids=["alone", "beside one that prunes"])
