@@ -76,9 +76,12 @@ class Alignment(nn.Module):
         return linear(x, *(folded or self._fold(tower, layer)))
 
     def aligned(self, tokens: Tokens, logits: Tensor, tower: str, layer: int) -> Tensor:
-        """Pool each sample's unprotected tokens by their logits [T, K]: aligned features F [B, K, d]."""
+        """Pool each sample's tokens but its first by their logits [T, K]: aligned features F [B, K, d].
+
+        The first one alone is left out, as published; CLIP's protected end of text has its say.
+        """
         spans = tokens.spans
-        logits = logits.float().masked_fill(tokens.protected[:, None], float("-inf"))
+        logits = logits.float().masked_fill((tokens.position == 0)[:, None], float("-inf"))
         share = spans.softmax(logits / self.dim**0.5)  # [T, K]
         pooled = spans.pad(share).transpose(1, 2) @ spans.pad(tokens.x).float()  # [B, K, C]
         linear_map = self._map(tower, layer)

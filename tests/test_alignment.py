@@ -155,6 +155,18 @@ def test_aligned_features_pool_projected_tokens_without_the_class_token(
         torch.testing.assert_close(out[row], share @ q, atol=1e-5, rtol=1e-5)
 
 
+def test_a_protected_last_token_has_its_say_in_the_aligned_features() -> None:
+    """CLIP's end of text: features as without any protection but the first token's place."""
+    module, spans = _module(), Spans.of([4, 3])
+    x = torch.randn(7, 12)
+    ends = torch.tensor([True, False, False, True, True, False, True])
+    found = [
+        module.aligned(tokens, module.logits(x, "vision", 0), "vision", 0)
+        for tokens in (Tokens.pack(x, spans), Tokens.pack(x, spans, ends, causal=True))
+    ]
+    assert torch.equal(*found)
+
+
 def test_guidance_of_a_token_is_its_best_match() -> None:
     """Read off by eye."""
     assert strongest(torch.tensor([[1.0, 3.0, 2.0], [-5.0, -4.0, -6.0]])).tolist() == [3, -4]

@@ -45,8 +45,8 @@ NO_ARITHMETIC = _names(
     index_put lift_fresh local_scalar_dense logical_and logical_not logical_or lt le masked_fill movedim narrow ne
     new_empty new_full new_ones new_zeros nonzero ones ones_like pad permute repeat repeat_interleave reshape
     resolve_conj resolve_neg scalar_tensor scatter select size slice split split_with_sizes squeeze stack t to to_copy
-    transpose type_as unbind unflatten unsafe_view unsqueeze view where zero zeros zeros_like __and__ __iand__ __ior__
-    __or__
+    transpose tril type_as unbind unflatten unsafe_view unsqueeze view where zero zeros zeros_like __and__ __iand__
+    __ior__ __or__
     """
 )
 
