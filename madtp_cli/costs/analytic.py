@@ -65,6 +65,33 @@ def vision_layers(shape: TowerShape, layers: Sequence[LayerCounts], alignment_to
     return macs
 
 
+def text_layers(
+    shape: TowerShape,
+    layers: Sequence[LayerCounts],
+    images: Sequence[Tensor],
+    *,
+    image_width: int,
+    alignment_tokens: int,
+) -> Macs:
+    """Count post-norm text layers that read any number of images; `images` holds each one's tokens per text, [S].
+
+    A causal layer counts as any other: kernels may skip what its mask hides, published counts do not.
+    """
+    macs: Macs = {}
+    c = shape.width
+    for index, layer in enumerate(layers):
+        a, b = layer.entering, layer.leaving
+        path = f"{shape.path}.{index}"
+        macs[f"{path}.attention"] = 4 * a * c**2 + 2 * a**2 * c
+        macs |= _pruning(f"{path}.pruning", layer, c, alignment_tokens)
+        if images:
+            cross = [2 * b * c**2 + 2 * n * image_width * c + 2 * b * n * c for n in images]
+            macs[f"{path}.crossattention"] = torch.stack(cross).sum(0)
+        macs[f"{path}.intermediate"] = b * c * shape.mlp
+        macs[f"{path}.output"] = b * c * shape.mlp
+    return macs
+
+
 def twin_text_layers(
     shape: TowerShape,
     layers: Sequence[LayerCounts],
@@ -74,19 +101,17 @@ def twin_text_layers(
     merge_from: int,
     alignment_tokens: int,
 ) -> Macs:
-    """Count text layers that read two images; `images` holds each side's token count per sentence, [S]."""
-    macs: Macs = {}
-    c = shape.width
-    for index, layer in enumerate(layers):
-        a, b = layer.entering, layer.leaving
-        path = f"{shape.path}.{index}"
-        macs[f"{path}.attention"] = 4 * a * c**2 + 2 * a**2 * c
-        macs |= _pruning(f"{path}.pruning", layer, c, alignment_tokens)
-        cross = sum((2 * b * c**2 + 2 * n * image_width * c + 2 * b * n * c for n in images), torch.zeros_like(b))
-        macs[f"{path}.crossattention"] = cross + (2 * b * c**2 if index >= merge_from else 0)
-        macs[f"{path}.intermediate"] = b * c * shape.mlp
-        macs[f"{path}.output"] = b * c * shape.mlp
+    """Count text layers that read two images and, from layer `merge_from` on, join them by a map of twice the width."""
+    macs = text_layers(shape, layers, images, image_width=image_width, alignment_tokens=alignment_tokens)
+    for index, layer in enumerate(layers[merge_from:], merge_from):
+        path = f"{shape.path}.{index}.crossattention"
+        macs[path] = macs[path] + 2 * layer.leaving * shape.width**2
     return macs
+
+
+def language_head(path: str, tokens: Tensor, width: int, vocabulary: int) -> Macs:
+    """Count BERT's head over `tokens` [S] positions: a map, then one to the vocabulary."""
+    return {path: tokens * (width**2 + width * vocabulary)}
 
 
 def total(macs: Mapping[str, Tensor]) -> Tensor:

@@ -11,10 +11,9 @@ from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
 from madtp_cli.models.base import Output, Probe, PrunedModel, paired_features
-from madtp_cli.models.blip import Side, TextContext, TwinTextModel, VisionModel
+from madtp_cli.models.blip import MERGE_FROM, VisionModel, small_config
+from madtp_cli.models.blip_text import Side, TextContext, TwinTextModel
 from madtp_cli.tokens import Spans
-
-MERGE_FROM = 6  # BLIP's text encoder joins the two images by a merge layer from this layer on
 
 
 class BlipForNlvr(PrunedModel):
@@ -84,42 +83,4 @@ class BlipForNlvr(PrunedModel):
         return macs
 
 
-def small_config(
-    *,
-    image_size: int,
-    vocab_size: int,
-    vision_layers: int = 12,
-    vision_width: int = 96,
-    vision_heads: int = 3,
-    patch_size: int = 8,
-    text_layers: int = 3,
-    text_width: int = 96,
-    text_heads: int = 3,
-    mlp_ratio: int = 4,
-    merge_from: int = MERGE_FROM,
-) -> BlipConfig:
-    """Describe a BLIP-NLVR of any size from plain numbers."""
-    return BlipConfig(
-        vision_config={
-            "hidden_size": vision_width,
-            "intermediate_size": mlp_ratio * vision_width,
-            "num_hidden_layers": vision_layers,
-            "num_attention_heads": vision_heads,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "layer_norm_eps": 1e-6,
-        },
-        text_config={
-            "hidden_size": text_width,
-            "encoder_hidden_size": vision_width,
-            "intermediate_size": mlp_ratio * text_width,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_heads,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": 64,
-            "bos_token_id": None,
-            "sep_token_id": None,
-            "layer_norm_eps": 1e-12,
-            "merge_from": merge_from,
-        },
-    )
+__all__ = ["MERGE_FROM", "BlipForNlvr", "small_config"]
