@@ -1,69 +1,121 @@
-"""Open and save checkpoint folders."""
+"""Open checkpoints of every kind as one record, and save our own folders."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers.models.blip.configuration_blip import BlipConfig
+from transformers.models.clip.configuration_clip import CLIPConfig
 
 from madtp_cli.errors import SourceError
+from madtp_cli.models import base, layouts, tasks
+from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.caption import BlipForCaption
+from madtp_cli.models.clip import ClipForRetrieval
+from madtp_cli.models.configs import MERGE_FROM, adjust, read_config
+from madtp_cli.models.fetch import SUFFIXES, Fetched, fetch
+from madtp_cli.models.layouts import TIED, Layout
 from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.retrieval import BlipForRetrieval
 from madtp_cli.models.spec import PruningSpec
+from madtp_cli.models.vqa import BlipForVqa
+from madtp_cli.models.weights import WEIGHTS, one_line, read_file, read_folder, read_json
 
 BUILTIN = "builtin:"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 MOST_FAULTS = 8  # tensors named when weights do not fit; a wrong width touches all of them
+TEMPERATURE = "pruning_temperature"  # the override that is no setting of a model
+RELEASED_STRENGTH = 0.5  # whose threshold is the published one
+
+MODELS: Mapping[tuple[str, str], type[PrunedModel]] = {
+    ("blip", "nlvr2"): BlipForNlvr,
+    ("blip", "vqa"): BlipForVqa,
+    ("blip", "caption"): BlipForCaption,
+    ("blip", "retrieval"): BlipForRetrieval,
+    ("clip", "retrieval"): ClipForRetrieval,
+}
+CONFIGS: Mapping[str, type[Any]] = {"blip": BlipConfig, "clip": CLIPConfig}
+ARCHITECTURES = {
+    "BlipForQuestionAnswering": ("blip", "vqa"),
+    "BlipForConditionalGeneration": ("blip", "caption"),
+    "BlipForImageTextRetrieval": ("blip", "retrieval"),
+    "CLIPModel": ("clip", "retrieval"),
+    **{model.__name__: key for key, model in MODELS.items()},
+}
+"""What `architectures` in a config.json may say, HF's names and ours."""
+
+
+class WeightsError(SourceError):
+    """Report tensors that do not match a model: the message names the first, `faults` all of them."""
+
+    def __init__(self, where: str, faults: list[str]) -> None:
+        self.faults = tuple(faults)
+        more = f"; and {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS)
+        shown = "; ".join(faults[:MOST_FAULTS])
+        super().__init__(f"{where}: {len(faults)} tensors do not match the model: {shown}{more}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder: where it is, its configuration, its task, how it prunes and its tensors."""
+    """An opened checkpoint, whatever it came as: configuration, task, how it prunes, and tensors under HF's names.
+
+    `folder` is where it lies (a file's folder), `source` what the user called it. `fresh` names tensors that it does
+    not hold and that start anew because another task was asked for; `notes` say what was done to the rest.
+    """
 
     folder: Path
-    config: BlipConfig
+    config: Any
     task: str
     spec: PruningSpec
     budget: Mapping[str, Any]
-    state: Mapping[str, Tensor]
+    state: Mapping[str, Tensor] = field(repr=False)
+    family: str = "blip"
+    source: str = ""
+    fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
         """Name every tower with its number of layers and width."""
-        return towers_of(self.config)
+        return towers_of(self.config, self.task)
 
-    def build(self, spec: PruningSpec | None = None, *, merge_gradient: bool = False) -> BlipForNlvr:
+    @property
+    def size_mib(self) -> float:
+        """Size of the tensors."""
+        return sum(tensor.nbytes for tensor in self.state.values()) / 2**20
+
+    def build(self, spec: PruningSpec | None = None, *, merge_gradient: bool = False) -> PrunedModel:
         """Build the model with its weights, in eval mode.
 
         `spec` replaces the checkpoint's own pruning; its alignment module keeps the stored weights where they fit and
         is fresh otherwise. Raises SourceError naming every tensor that is missing, unexpected or of the wrong shape.
         """
         chosen = self.spec if spec is None else spec
-        model = BlipForNlvr(
+        model = MODELS[self.family, self.task](
             self.config,
             alignment=chosen.alignment(self.towers),
             plan=chosen.plan(merge_gradient=merge_gradient),
             strength=chosen.strength,
         )
-        fill(model, self.state, str(self.folder), fresh_alignment=spec is not None)
+        fill(
+            model, self.state, self.source or str(self.folder), fresh_alignment=spec is not None, fresh=set(self.fresh)
+        )
         return model.eval()
 
 
-def towers_of(config: BlipConfig) -> dict[str, tuple[int, int]]:
-    """Name every tower with its number of layers and width."""
-    vision, text = config.vision_config, config.text_config
-    return {
-        "vision": (vision.num_hidden_layers, vision.hidden_size),
-        "text": (text.num_hidden_layers, text.hidden_size),
-    }
+def towers_of(config: Any, task: str = "nlvr2") -> dict[str, tuple[int, int]]:
+    """Name every tower with its number of layers and width; a decoder is none, so captioning has only `vision`."""
+    towers = base.towers_of(config)
+    return {name: size for name, size in towers.items() if task != "caption" or name == "vision"}
 
 
 def builtin_folder(name: str) -> Path:
@@ -76,38 +128,186 @@ def builtin_folder(name: str) -> Path:
     return folder
 
 
-def open_checkpoint(source: str) -> Checkpoint:
-    """Open a local checkpoint folder or `builtin:NAME`.
+def open_checkpoint(
+    source: str | Path, *, config: Mapping[str, Any] | None = None, task: str | None = None
+) -> Checkpoint:
+    """Open `builtin:NAME`, our folder, HF's folder or hub id, or a file or https address of a state dict.
 
-    Raises SourceError when it is missing, not a checkpoint folder, or unreadable.
+    State dicts are recognised by their keys (HF, Salesforce's BLIP, OpenAI's CLIP, each also as released MADTP saves
+    it) and sized by their shapes. `config` gives what shapes cannot tell (the recipe's `model.config`, see
+    configs.OVERRIDES, and pruning_temperature); `task` starts another task than the one the tensors are for. Raises
+    SourceError for what is missing, unreadable, not recognised, or only online while offline.
     """
-    folder = builtin_folder(source.removeprefix(BUILTIN)) if source.startswith(BUILTIN) else Path(source)
-    if folder.is_file():
-        raise SourceError(f"{source}: is a file; a checkpoint is a folder that holds {CONFIG} and {WEIGHTS}")
-    if not folder.is_dir():
-        raise SourceError(f"{source}: no such checkpoint folder; give a folder that holds {CONFIG} and {WEIGHTS}")
-    data = _read_json(folder / CONFIG)
+    name = str(source)
+    builtin = name.startswith(BUILTIN)
+    fetched = Fetched(builtin_folder(name.removeprefix(BUILTIN))) if builtin else fetch(name)
+    path, notes = fetched.path, fetched.notes
+    overrides = dict(config or {})
+    temperature = overrides.pop(TEMPERATURE, None)
+    if path.is_dir():
+        opened = _open_folder(path, name, overrides, task)
+    elif path.suffix in SUFFIXES:
+        opened = _open_file(path, name, overrides, task)
+    else:
+        raise SourceError(
+            f"{source}: is a file that does not end with {', '.join(SUFFIXES)}; a checkpoint is such a file, or a "
+            f"folder that holds {CONFIG} and {WEIGHTS}"
+        )
+    if temperature is not None:
+        opened = _at_temperature(opened, temperature)
+    elif opened.spec.method != "none" and opened.spec.temperature == 0:
+        notes += (f"no pruning temperature is stored: opened dense; give model.config.{TEMPERATURE} to prune",)
+    return replace(opened, notes=notes + opened.notes)
+
+
+def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: str | None) -> Checkpoint:
+    path = folder / CONFIG
+    data = read_json(path)
+    ours = "madtp" in data
     block = data.pop("madtp", {})
     if not isinstance(block, dict):
-        raise SourceError(f"{folder / CONFIG}: madtp must be a JSON object, got {type(block).__name__}")
-    task, budget = block.pop("task", "nlvr2"), block.pop("budget", {})
+        raise SourceError(f"{path}: madtp must be a JSON object, got {type(block).__name__}")
+    family, own, budget = block.pop("family", "blip"), block.pop("task", "nlvr2"), block.pop("budget", {})
+    if not ours:
+        family, own = _architecture(data, path)
+    if family not in CONFIGS or (own and (family, own) not in MODELS):
+        known = ", ".join(f"{task} ({family})" for family, task in MODELS)
+        raise SourceError(f"{path}: is for {own} ({family}); this madtp knows {known}, try upgrading")
     try:
-        config = BlipConfig.from_dict(data)
+        config = CONFIGS[family].from_dict(data)
     except Exception as error:  # transformers validates with errors of several libraries
-        raise SourceError(f"{folder / CONFIG}: is no configuration of BLIP: {_one_line(error)}") from error
-    try:
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise SourceError(f"{folder / WEIGHTS}: no such file; the checkpoint folder is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{folder / WEIGHTS}: cannot be read as safetensors: {_one_line(error)}") from error
-    return Checkpoint(folder, config, task, PruningSpec.from_dict(block, str(folder / CONFIG)), budget, state)
+        raise SourceError(f"{path}: is no configuration of {family.upper()}: {one_line(error)}") from error
+    spec = PruningSpec.from_dict(block, str(path))
+    state = read_folder(folder)
+    notes: tuple[str, ...] = ()
+    if not ours:
+        found = layouts.recognise(state, source)
+        if family != found.family or (own and own != found.task):
+            raise SourceError(
+                f"{path}: says {', '.join(data.get('architectures') or ())}, but the tensors beside it are those of "
+                f"{found.family.upper()} for {found.task}; are both files of one checkpoint?"
+            )
+        state, extras = layouts.to_hf(state, source)
+        own, notes = found.task, _left_out(extras)
+        spec = _released_spec(state, family, towers_of(config, own), None, source)
+    if not ours or overrides:
+        config = adjust(config, family, overrides, str(path))
+    start = tasks.start(state, family, own, task, getattr(config.text_config, "merge_from", MERGE_FROM), source)
+    kept, resized = _at_size(start.state, config, overrides)
+    return Checkpoint(
+        folder, config, start.task, spec, budget, kept, family, source, start.fresh, notes + start.notes + resized
+    )
 
 
-def fill(model: BlipForNlvr, state: Mapping[str, Tensor], where: str, *, fresh_alignment: bool = False) -> None:
+def _open_file(path: Path, source: str, overrides: Mapping[str, Any], task: str | None) -> Checkpoint:
+    weights = read_file(path)
+    found = layouts.recognise(weights.tensors, source)
+    tensors, extras = layouts.to_hf(weights.tensors, source)
+    merge_from = overrides.get("merge_from", MERGE_FROM)
+    start = tasks.start(tensors, found.family, found.task, task, merge_from, source)
+    config = read_config(start.state, found, start.task, overrides, source)
+    spec = _released_spec(start.state, found.family, towers_of(config, start.task), weights.temperature, source)
+    kept, resized = _at_size(start.state, config, overrides)
+    return Checkpoint(
+        folder=path.parent,
+        config=config,
+        task=start.task,
+        spec=spec,
+        budget={},
+        state=kept,
+        family=found.family,
+        source=source,
+        fresh=start.fresh,
+        notes=_left_out(extras) + start.notes + resized,
+    )
+
+
+def _architecture(data: Mapping[str, Any], path: Path) -> tuple[str, str | None]:
+    """Read family and task off HF's config.json, the task None where it does not say."""
+    named = data.get("architectures") or []
+    if isinstance(named, list) and len(named) == 1 and named[0] in ARCHITECTURES:
+        return ARCHITECTURES[named[0]]
+    kind = data.get("model_type", "blip")
+    if named or kind not in CONFIGS:
+        raise SourceError(
+            f"{path}: is the configuration of {named or kind}; the checkpoints of HF that madtp opens are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return kind, None
+
+
+def _released_spec(
+    state: Mapping[str, Tensor],
+    family: str,
+    towers: Mapping[str, tuple[int, int]],
+    temperature: float | None,
+    where: str,
+) -> PruningSpec:
+    """Describe how the released code prunes with the alignment tokens it saved; dense where there are none."""
+    if (tokens := state.get("alignment.tokens")) is None:
+        return PruningSpec()
+    dim, mapped = tokens.shape[-1], any(key.startswith("alignment.maps.") for key in state)
+    if not mapped and (unlike := [f"{name} {width}" for name, (_, width) in towers.items() if width != dim]):
+        raise SourceError(
+            f"{where}: has alignment tokens {dim} wide and no maps to them, but towers of other widths: "
+            f"{', '.join(unlike)}; is it complete?"
+        )
+    # It prunes CLIP's text only until the batch's last EOT would move, which ours follows instead: dense text.
+    pruned = {"vision"} if family == "clip" else set(towers)
+    return PruningSpec(
+        method="madtp",
+        variant="released",
+        temperature=temperature or 0.0,
+        strength=RELEASED_STRENGTH,
+        layers={tower: tuple(range(layers * (tower in pruned))) for tower, (layers, _) in towers.items()},
+        alignment_tokens=len(tokens),
+        alignment_dim=dim,
+        projection="per_layer" if mapped else "none",
+    )
+
+
+def _at_temperature(opened: Checkpoint, temperature: Any) -> Checkpoint:
+    if opened.spec.method == "none":
+        raise SourceError(f"{opened.source}: is dense; model.config.{TEMPERATURE} is for checkpoints that prune")
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or temperature < 0:
+        raise SourceError(
+            f"{opened.source}: model.config.{TEMPERATURE} is {temperature!r}; give a number of at least 0"
+        )
+    return replace(opened, spec=replace(opened.spec, temperature=float(temperature)))
+
+
+def _at_size(
+    state: Mapping[str, Tensor], config: Any, overrides: Mapping[str, Any]
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """Interpolate positions if another image size was asked for; what does not fit otherwise is refused by `fill`."""
+    positions = state.get(layouts.position_key(state))
+    if "image_size" not in overrides or positions is None:
+        return state, ()
+    vision = config.vision_config
+    old, new = isqrt(positions.shape[-2] - 1), vision.image_size // vision.patch_size
+    if old == new or old * old != positions.shape[-2] - 1:
+        return state, ()
+    note = f"image positions interpolated from {old}x{old} to {new}x{new} patches ({vision.image_size} pixels)"
+    return layouts.resize_positions(state, new), (note,)
+
+
+def _left_out(extras: Mapping[str, Tensor]) -> tuple[str, ...]:
+    state = [key for key in extras if not key.endswith("position_ids")]
+    return (f"left out {len(state)} tensors that only training used: momentum copies, queues",) if state else ()
+
+
+def fill(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    *,
+    fresh_alignment: bool = False,
+    fresh: Collection[str] = (),
+) -> None:
     """Load tensors into a model, refusing anything that does not match.
 
-    With `fresh_alignment`, alignment tensors may be absent or of another shape (the module is then trained anew).
+    With `fresh_alignment`, alignment tensors may be absent or of another shape (the module is then trained anew);
+    those named by `fresh` may be absent. Raises WeightsError with one fault per tensor.
     """
     own = model.state_dict()
     state = dict(state)
@@ -116,7 +316,11 @@ def fill(model: BlipForNlvr, state: Mapping[str, Tensor], where: str, *, fresh_a
             if key not in own or key not in state or own[key].shape != state[key].shape:
                 state.pop(key, None)
                 own.pop(key, None)
-    faults = [f"missing {key}" for key in own if key not in state]
+    faults = _tie(own, state)
+    if "temp" in own:
+        state.setdefault("temp", own["temp"])  # HF's folders of the retrieval model do not store it
+    state |= {key: own[key] for key in fresh if key in own and key not in state}
+    faults += [f"missing {key}" for key in own if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in own]
     faults += [
         f"{key} has shape {list(state[key].shape)}, expected {list(own[key].shape)}"
@@ -124,36 +328,41 @@ def fill(model: BlipForNlvr, state: Mapping[str, Tensor], where: str, *, fresh_a
         if key in state and state[key].shape != own[key].shape
     ]
     if faults:
-        shown = "; ".join(faults[:MOST_FAULTS]) + (
-            f"; and {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS)
-        )
-        raise SourceError(f"{where}: {len(faults)} tensors do not match the model: {shown}")
+        # The cause is what --debug shows, whole.
+        raise WeightsError(where, faults) from ValueError("\n".join(faults))
     model.load_state_dict(state, strict=not fresh_alignment)
 
 
-def save_weights(folder: Path, model: BlipForNlvr, spec: PruningSpec, task: str, budget: Mapping[str, Any]) -> None:
-    """Write config.json and model.safetensors (float32) into an existing folder."""
+def _tie(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """Complete or drop the language head's copies of other tensors; the faults are copies that differ."""
+    faults = []
+    for copy, original in TIED.items():
+        if (tied := state.pop(copy, None)) is not None and not torch.equal(tied, state.setdefault(original, tied)):
+            faults.append(f"{copy} differs from {original}, which the model ties it to")
+        if copy in own and original in state:
+            state[copy] = state[original]
+    return faults
+
+
+def export_state(source: nn.Module | Checkpoint, layout: Layout) -> dict[str, Tensor]:
+    """Write a model's or checkpoint's tensors back under HF's, Salesforce's or OpenAI's names.
+
+    Salesforce's also get the tied copies and position ids that its code expects. Raises SourceError for tensors that
+    the layout has no place for.
+    """
+    state = source.state if isinstance(source, Checkpoint) else source.state_dict()
+    exported = layouts.from_hf(state, {}, layout)
+    return layouts.with_constants(exported) if layout == "salesforce" else exported
+
+
+def save_weights(folder: Path, model: PrunedModel, spec: PruningSpec, task: str, budget: Mapping[str, Any]) -> None:
+    """Write config.json and model.safetensors (float32, no tied copies) into an existing folder."""
     data = model.config.to_dict()
     data["architectures"] = [type(model).__name__]
-    data["madtp"] = {"task": task, **spec.to_dict(), "budget": dict(budget)}
+    data["madtp"] = {"family": model.family, "task": task, **spec.to_dict(), "budget": dict(budget)}
     (folder / CONFIG).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in model.state_dict().items()}
+    own = {key: value for key, value in model.state_dict().items() if key not in TIED}
+    state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in own.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     # safetensors lets nobody else read its files; whoever may read the configuration may read the weights.
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path}: no such file; is {path.parent} a checkpoint folder?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read as JSON: {_one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise SourceError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,0 +1,145 @@
+"""Read tensors from the files that checkpoints come in, without ever running code that a file holds."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from madtp_cli.errors import SourceError
+
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
+_UNDER = ("model", "state_dict")  # keys that training scripts save the tensors under
+_WRAPPED = "module."  # what DistributedDataParallel puts before every key
+# Where a pruning temperature may lie beside the tensors; the last is that of old released runs.
+_TEMPERATURES = ("temperature", "p")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by key, and the pruning temperature saved beside them, if any."""
+
+    tensors: dict[str, Tensor] = field(repr=False)
+    temperature: float | None = None
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint folder: safetensors or pickled, in one file or in shards listed by an index."""
+    for name in (WEIGHTS, PICKLED):
+        if (folder / name).is_file():
+            return read_file(folder / name).tensors
+        if (folder / f"{name}.index.json").is_file():
+            return _read_shards(folder, folder / f"{name}.index.json")
+    raise SourceError(f"{folder / WEIGHTS}: no such file; the checkpoint folder is incomplete")
+
+
+def read_file(path: Path) -> Weights:
+    """Read a .safetensors file or a pickled state dict, also one saved under `model` or `state_dict`.
+
+    Raises SourceError for a file that is none, or that needs arbitrary code to be read.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return Weights(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise SourceError(f"{path}: cannot be read as safetensors: {one_line(error)}") from error
+    data = _unpickle(path)
+    if not isinstance(data, Mapping):
+        raise SourceError(f"{path}: holds a {type(data).__name__}, expected a dictionary of tensors")
+    found = next((data[key] for key in _UNDER if isinstance(data.get(key), Mapping)), data)
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(found):
+        others = [str(key) for key in found if key not in tensors]
+        raise SourceError(
+            f"{path}: {'is empty' if not others else 'holds more than tensors: ' + ', '.join(others[:4])}; expected a "
+            f"state dict at the top or under {' or '.join(_UNDER)}"
+        )
+    if all(key.startswith(_WRAPPED) for key in tensors):
+        tensors = {key.removeprefix(_WRAPPED): value for key, value in tensors.items()}
+    return Weights(tensors, None if found is data else _temperature(data))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises SourceError if it cannot be."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file; is {path.parent} a checkpoint folder?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise SourceError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise SourceError(f"{index}: weight_map must be an object from tensors to files")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        # A name that leads out of the folder would read files that are no part of the checkpoint.
+        if Path(name).name != name or not (folder / name).is_file():
+            raise SourceError(f"{folder / name}: no such file, but {index.name} lists it; the folder is incomplete")
+        tensors |= read_file(folder / name).tensors
+    if missing := [key for key in places if key not in tensors]:
+        raise SourceError(f"{index}: lists {missing[0]}, which {places[missing[0]]} does not hold")
+    return tensors
+
+
+def _unpickle(path: Path) -> Any:
+    archive = zipfile.is_zipfile(path)
+    if archive and _is_program(path):
+        raise SourceError(
+            f"{path}: is a TorchScript program (OpenAI's CLIP comes so), which would run its own code; convert it once "
+            f"where you trust it: torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), 'clip.pth')"
+        )
+    try:
+        # Mapped files are not read before their tensors are; the old format cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except pickle.UnpicklingError as error:
+        reason = one_line(error)
+        if "weights_only" not in reason and "Unsupported" not in reason:
+            raise SourceError(f"{path}: cannot be read as a PyTorch checkpoint: {reason[:200]}") from error
+        raise SourceError(
+            f"{path}: holds Python objects, and reading them would run code that the file brings; only plain tensors "
+            "are read. If you trust it, convert it once: torch.save(torch.load(FILE, weights_only=False)['model'], "
+            f"'plain.pth') ({_global(reason)})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise SourceError(f"{path}: cannot be read as a PyTorch checkpoint: {one_line(error)[:200]}") from error
+
+
+def _is_program(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _global(reason: str) -> str:
+    """Name what a refused pickle wanted to call."""
+    words = reason.partition("GLOBAL ")[2].split()
+    return f"it wants {words[0]}" if words else "torch.load refused it"
+
+
+def _temperature(data: Mapping[Any, Any]) -> float | None:
+    for key in _TEMPERATURES:
+        value = data.get(key)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+            return float(value)
+    return None
