@@ -1,0 +1,90 @@
+"""Opening a user's data with `datasets`: a hub id, a folder, or a parquet, JSON, CSV or Arrow file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from madtp_cli.errors import SourceError
+
+FILES = {
+    ".parquet": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+}
+
+
+def open_source(source: str, split: str, *, config: str | None = None, streaming: bool = False) -> Any:
+    """Return the rows of a split, images not decoded; raises SourceError if they cannot be had.
+
+    A file holds one split, whatever it is called: `train[:90%]` of it is the first nine tenths.
+    """
+    import datasets
+
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() not in FILES:
+        raise SourceError(f"{source}: unknown kind of file {path.suffix!r}; try one of {', '.join(FILES)}")
+    if not path.exists() and (path.is_absolute() or source.startswith(".") or path.suffix.lower() in FILES):
+        raise SourceError(f"{source}: no such file or folder; give a path or a Hugging Face data set id in data.source")
+    try:
+        with _quiet(datasets):
+            rows = _load(datasets, source, path, split, config, streaming)
+    except Exception as error:  # datasets and the hub raise many kinds
+        raise SourceError(_explain(source, split, error, is_local=path.exists())) from error
+    return _undecoded(datasets, rows)
+
+
+def _load(datasets: Any, source: str, path: Path, split: str, config: str | None, streaming: bool) -> Any:
+    if path.is_file():
+        kind = FILES[path.suffix.lower()]
+        options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+        files = {split.partition("[")[0]: str(path)}
+        return datasets.load_dataset(kind, data_files=files, split=split, streaming=streaming, **options)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise ValueError(f"it has the splits {', '.join(saved)}")
+            saved = saved[split]
+        return saved.to_iterable_dataset() if streaming else saved
+    name = str(path) if path.is_dir() else source
+    return datasets.load_dataset(name, config, split=split, streaming=streaming)
+
+
+def _undecoded(datasets: Any, rows: Any) -> Any:
+    """Leave images as bytes or paths: a broken one then spoils its own sample, not the whole batch."""
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+def _explain(source: str, split: str, error: Exception, *, is_local: bool) -> str:
+    message = " ".join(str(error).split())[:300]
+    offline = bool(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE"))
+    if is_local:
+        return f"{source}: its split {split!r} cannot be read: {message}; see data.splits and docs/data.md"
+    if offline or "Couldn't reach" in message or isinstance(error, (ConnectionError, TimeoutError)):
+        return (
+            f"{source}: cannot be fetched while offline ({message}); run `hf download {source} --repo-type dataset` "
+            "where there is a network, or give a local folder in data.source"
+        )
+    return f"{source}: its split {split!r} cannot be loaded: {message}; check data.source and data.splits"
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Show no progress bars of `datasets` meanwhile."""
+    enabled = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if enabled:
+            datasets.enable_progress_bars()

@@ -1,0 +1,88 @@
+"""A split whose samples are listed in annotation files and whose images are files in a folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+from madtp_cli.data.batch import Batch, Preparation
+from madtp_cli.data.images import ImageFolder, ImageReader
+from madtp_cli.data.packing import Packer, Sample
+from madtp_cli.errors import SourceError
+
+SampleT = TypeVar("SampleT", bound=Sample)
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class FileSplit(Generic[SampleT, BatchT]):
+    """Serve samples in the order of their annotations.
+
+    A subclass gives `samples` whose images are names relative to `folder` (those it could not find: wherever they
+    should be) and the images that are missing. Samples with a missing image are left out at once, those with an
+    unreadable one when it is read: their batch is shorter, or even empty.
+    """
+
+    task: str
+
+    def __init__(
+        self,
+        samples: Iterable[SampleT],
+        missing: Iterable[str],
+        folder: ImageFolder,
+        prepare: Preparation,
+        *,
+        where: Path,
+        max_broken: int,
+        prompt: str = "",
+        max_tokens: int | None = None,
+    ) -> None:
+        self._folder = folder
+        self._reader = ImageReader(prepare, max_broken=max_broken)
+        self._packer = Packer(prepare, prompt, max_tokens)
+        lost = frozenset(missing)
+        self._reader.report_missing(sorted(lost))
+        self.samples = [sample for sample in samples if not lost.intersection(sample.images)]
+        if not self.samples:
+            raise SourceError(f"{where}: no sample has its images in {folder.root}; docs/data.md has its layout")
+        name, count = Counter(sample.id for sample in self.samples).most_common(1)[0]
+        if count > 1:
+            raise SourceError(f"{where}: has the sample {name} {count} times; is a file given twice?")
+
+    @property
+    def broken(self) -> list[str]:
+        """Name the images found missing or unreadable so far, each with the reason."""
+        return self._reader.broken
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, start: int, size: int) -> BatchT:
+        """Return samples start to start + size, without those whose images are broken."""
+        if start < 0 or size < 1 or start + size > len(self):
+            raise ValueError(f"there are samples 0 to {len(self) - 1}, got start {start} and size {size}")
+        return self.gather(range(start, start + size))
+
+    def gather(self, indices: Sequence[int]) -> BatchT:
+        """Return the samples of some indices in their order, without those whose images are broken."""
+        samples = [self.samples[index] for index in indices]
+        names = dict.fromkeys(name for sample in samples for name in sample.images)
+        pixels = self._reader.read({name: self._folder.path(name) for name in names})
+        whole = [sample for sample in samples if all(name in pixels for name in sample.images)]
+        return cast(BatchT, self._packer.pack(self.task, whole, pixels))
+
+
+class Finder:
+    """Find images and remember those that are nowhere."""
+
+    def __init__(self, folder: ImageFolder) -> None:
+        self.folder = folder
+        self.missing: dict[str, None] = {}
+
+    def find(self, candidates: Sequence[str]) -> str:
+        """Return the first candidate that exists; where none does, the first one, which is then missing."""
+        found = self.folder.find(candidates)
+        if found is None:
+            self.missing[candidates[0]] = None
+        return found or candidates[0]
