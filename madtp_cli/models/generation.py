@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -78,6 +77,7 @@ def special_id(config: Any, name: str) -> int:
 def _writer() -> type[Any]:
     """Define the class that HF's search drives; transformers takes seconds to import, so only here."""
     from transformers import GenerationMixin, PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
 
     class Writer(PreTrainedModel, GenerationMixin):
         """Our decoder with the interface of HF's: ids [B, L] and the sample `rows` [B] that each of them reads."""
@@ -93,13 +93,6 @@ def _writer() -> type[Any]:
             side = Side(self.read.x, self.read.spans, rows.tolist())
             lengths = [input_ids.shape[1]] * len(input_ids)
             tokens = decode(self.decoder, input_ids.flatten(), lengths, TextContext((side,), memory=self.memory))
-            return Written(logits=self.decoder.predict(tokens.last())[:, None])
+            return CausalLMOutput(logits=self.decoder.predict(tokens.last())[:, None])
 
     return Writer
-
-
-class Written(SimpleNamespace):
-    """What HF's search reads of a forward pass."""
-
-    def __contains__(self, name: str) -> bool:
-        return hasattr(self, name)

@@ -93,7 +93,9 @@ class BlipForRetrieval(PrunedModel):
         )
         image_embeds = normalize(self.vision_proj(seen.first()).float(), dim=-1)
         text_embeds = normalize(self.text_proj(words.tokens.first()).float(), dim=-1)
-        logits = text_embeds @ image_embeds.T / self.temp
+        # Similarities lie close together and are scaled up: half precision would blur them.
+        with torch.autocast(images.device.type, enabled=False):
+            logits = text_embeds @ image_embeds.T / self.temp.float()
         if callable(itm_pairs):
             itm_pairs = itm_pairs(logits.detach())
         matched: Matching | None = None

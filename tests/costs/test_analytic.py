@@ -6,8 +6,10 @@ import torch
 
 from madtp_cli.costs.analytic import (
     TowerShape,
+    language_head,
     layer_counts,
     patch_embedding,
+    text_layers,
     total,
     twin_text_layers,
     vision_layers,
@@ -55,6 +57,29 @@ def test_a_text_layer_by_hand() -> None:
         "t.1.intermediate": [2 * 2 * 8],
         "t.1.output": [2 * 2 * 8],
     }
+
+
+def test_a_text_layer_over_one_image_or_none_by_hand() -> None:
+    """Two texts of 3 and 4 tokens of width 2, of which the first leaves as two, over images of 4 and 6 of width 3."""
+    layer = layer_counts([3, 4], [2, 4], prunes=True, guided=True)
+    shape = TowerShape("t", 2, 8)
+    alone = text_layers(shape, [layer], [], image_width=3, alignment_tokens=7)
+    assert {path: cost.tolist() for path, cost in alone.items()} == {
+        "t.0.attention": [4 * 3 * 4 + 2 * 9 * 2, 4 * 4 * 4 + 2 * 16 * 2],
+        "t.0.pruning": [3 * 2 * 7 + 2 * 2, 4 * 2 * 7],
+        "t.0.intermediate": [2 * 2 * 8, 4 * 2 * 8],
+        "t.0.output": [2 * 2 * 8, 4 * 2 * 8],
+    }
+    seeing = text_layers(shape, [layer], [torch.tensor([4, 6])], image_width=3, alignment_tokens=7)
+    # query and output map, key and value, scores and sums
+    cross = [2 * 2 * 4 + 2 * 4 * 6 + 2 * 2 * 4 * 2, 2 * 4 * 4 + 2 * 6 * 6 + 2 * 4 * 6 * 2]
+    assert seeing.pop("t.0.crossattention").tolist() == cross
+    assert {path: cost.tolist() for path, cost in seeing.items()} == {p: c.tolist() for p, c in alone.items()}
+
+
+def test_a_language_head_by_hand() -> None:
+    """A map of width 2 and one to 9 words, for 3 and 5 tokens."""
+    assert language_head("head", torch.tensor([3, 5]), 2, 9)["head"].tolist() == [3 * (4 + 18), 5 * (4 + 18)]
 
 
 def test_a_layer_that_may_prune_has_its_row_even_if_nothing_went() -> None:
