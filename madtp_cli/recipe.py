@@ -6,7 +6,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from madtp_cli.recipe_sections import (
     BudgetSection,
     DataSection,
     DistillationSection,
+    InferenceSection,
     ModelSection,
     PruningSection,
     Section,
@@ -31,6 +32,16 @@ from madtp_cli.recipe_yaml import KeyPath, Origin, Override, apply_overrides, du
 
 SUFFIXES = (".yaml", ".yml")
 MAX_BYTES = 1_000_000
+ALL_TASKS = ("nlvr2", "vqa", "caption", "retrieval")
+TASKS_OF_DATA: Mapping[str, tuple[str, ...]] = {
+    "shapes": ALL_TASKS,
+    "nlvr2": ("nlvr2",),
+    "nlvr_v1": ("nlvr2",),
+    "vqav2": ("vqa",),
+    "coco": ("caption", "retrieval"),
+    "flickr30k": ("caption", "retrieval"),
+    "custom": ALL_TASKS,
+}
 # (section, key, other key): a recipe has one of the two, and overriding one replaces the other.
 ALTERNATIVES = (
     ("budget", "reduction", "gmacs"),
@@ -43,7 +54,9 @@ class Recipe(Section):
     """A whole run: model, data, budget, method and training."""
 
     version: Version = Field(description="version of the recipe format, 1")
-    task: Literal["nlvr2"] = Field(description="what the model answers, nlvr2")
+    task: Literal["nlvr2", "vqa", "caption", "retrieval"] = Field(
+        description="what the model does: nlvr2, vqa, caption or retrieval"
+    )
     model: ModelSection = Field(description="a section with family and checkpoint")
     data: DataSection = Field(description="a section with the name of a data set")
     budget: BudgetSection | None = Field(None, description="what the pruned model may cost")
@@ -51,6 +64,7 @@ class Recipe(Section):
     alignment: AlignmentSection = Field(AlignmentSection(), description="the alignment module")
     distillation: DistillationSection = Field(DistillationSection(), description="what is learned from the dense model")
     training: TrainingSection = Field(description="a section with steps or epochs")
+    inference: InferenceSection = Field(InferenceSection(), description="how answers are found")
     output: Text = Field("runs/recipe", description="folder of the result; runs/<name of the recipe> by default")
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
@@ -70,9 +84,17 @@ class Recipe(Section):
         if self.model.checkpoint is None and self.training.teacher:
             text = "training.teacher needs a dense model.checkpoint to learn from; set it to false"
             faults.append((("training", "teacher"), text))
-        if shape is not None and self.data.image_size % shape.patch_size:
+        if shape is not None and self.data.image_size is not None and self.data.image_size % shape.patch_size:
             text = f"data.image_size {self.data.image_size} is not a multiple of patch_size {shape.patch_size}"
             faults.append((("data", "image_size"), text))
+        if shape is not None and self.data.name != "shapes":
+            text = "model.architecture needs the words of data.name shapes; for other data name a model.checkpoint"
+            faults.append((("model", "architecture"), text))
+        if self.model.family == "clip" and self.task != "retrieval":
+            faults.append((("model", "family"), f"model.family clip knows the task retrieval only, got {self.task}"))
+        if self.task not in (known := TASKS_OF_DATA[self.data.name]):
+            text = f"data.name {self.data.name} has no samples for task {self.task}; its tasks: {', '.join(known)}"
+            faults.append((("data", "name"), text))
         refuse(faults)
         return self
 

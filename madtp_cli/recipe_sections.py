@@ -95,6 +95,7 @@ class ArchitectureSection(Section):
     text_heads: Count = Field(3, description="attention heads of the text tower")
     mlp_ratio: Count = Field(4, description="width of an MLP over the width of its tower")
     merge_from: Whole = Field(6, description="first text layer (from 0) that merges the two images by a linear map")
+    projection: Count = Field(64, description="width of the space in which retrieval compares images and texts")
 
     @model_validator(mode="after")
     def _check(self) -> ArchitectureSection:
@@ -110,35 +111,125 @@ class ArchitectureSection(Section):
         return self
 
 
+class ConfigSection(Section):
+    """What the shapes of a checkpoint's tensors cannot tell; null takes what its configuration says, or the default."""
+
+    vision_heads: Count | None = Field(None, description="attention heads of the vision tower; width / 64 by default")
+    text_heads: Count | None = Field(None, description="attention heads of the text tower; width / 64 by default")
+    activation: Literal["gelu", "quick_gelu"] | None = Field(None, description="activation of the MLPs")
+    merge_from: Whole | None = Field(None, description="first text layer that merges two images")
+    pad_token_id: Whole | None = Field(None, description="id of padding")
+    cls_token_id: Whole | None = Field(None, description="id of [CLS]")
+    sep_token_id: Whole | None = Field(None, description="id of [SEP]")
+    dec_token_id: Whole | None = Field(None, description="id of [DEC], which opens what a decoder writes")
+    enc_token_id: Whole | None = Field(None, description="id of [ENC], which opens a text that reads an image")
+    eos_token_id: Whole | None = Field(None, description="id of CLIP's end of text")
+    vision_layer_norm_eps: Positive | None = Field(None, description="epsilon of the vision tower's norms")
+    text_layer_norm_eps: Positive | None = Field(None, description="epsilon of the text tower's norms")
+    pruning_temperature: NotNegative | None = Field(
+        None, description="temperature of a checkpoint of the released code, which does not store it"
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return what is set."""
+        return self.model_dump(exclude_none=True)
+
+
 class ModelSection(Section):
     """Which model is trained or pruned."""
 
-    family: Literal["blip"] = Field(description="family of the model, blip")
+    family: Literal["blip", "clip"] = Field(description="family of the model, blip or clip")
     checkpoint: Text | None = Field(
-        None, description="a local checkpoint folder or builtin:shapes_nlvr; null trains from scratch"
+        None,
+        description="a local folder or file, a hub id, an https address or builtin:NAME; null trains from scratch",
     )
     architecture: ArchitectureSection | None = Field(None, description="shape of a model from scratch")
+    config: ConfigSection = Field(ConfigSection(), description="what a checkpoint's tensors cannot tell")
+    tokenizer: Text | None = Field(
+        None, description="folder or hub id of a tokenizer; null takes the checkpoint's own, or the published one"
+    )
+    vision_from: Text | None = Field(
+        None, description="a checkpoint whose vision tower a model from scratch starts with"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
+        faults: list[tuple[KeyPath, str]] = []
         if self.checkpoint is None and self.architecture is None:
             text = "model.checkpoint is missing; name a checkpoint, or give model.architecture to train from scratch"
-            refuse([((), text)])
+            faults.append(((), text))
         if self.checkpoint is not None and self.architecture is not None:
             text = "model.architecture is for training from scratch, the checkpoint brings its own; remove one"
-            refuse([(("architecture",), text)])
+            faults.append((("architecture",), text))
+        if self.checkpoint is not None and self.vision_from is not None:
+            text = "model.vision_from is for training from scratch, the checkpoint brings its own; remove one"
+            faults.append((("vision_from",), text))
+        refuse(faults)
         return self
 
 
-class DataSection(Section):
-    """Which data are read."""
+class SplitFiles(Section):
+    """A file for each split."""
 
-    name: Literal["shapes"] = Field(description="data set, shapes: generated, nothing to download")
-    image_size: Count = Field(96, description="side of an image in pixels")
-    seed: Whole = Field(0, description="seed of the generated data")
-    train_samples: Count = Field(200_000, description="sentences in the training split")
-    validation_samples: Count = Field(2_000, description="sentences in the validation split")
-    test_samples: Count = Field(4_000, description="sentences in the test split")
+    train: Text = Field(description="file of the training split")
+    validation: Text = Field(description="file of the validation split, which chooses the weights")
+    test: Text = Field(description="file of the test split, read once")
+
+
+class SplitNames(Section):
+    """What a data set of one's own calls its splits."""
+
+    train: Text = Field("train", description="name of the training split")
+    validation: Text = Field("validation", description="name of the validation split")
+    test: Text = Field("test", description="name of the test split")
+
+
+class DataSection(Section):
+    """Which data are read; docs/data.md has the files of every data set."""
+
+    name: Literal["shapes", "nlvr2", "nlvr_v1", "vqav2", "coco", "flickr30k", "custom"] = Field(
+        description="data set; shapes is generated, custom has columns of your own"
+    )
+    image_size: Count | None = Field(
+        None, description="side of an image in pixels; null takes what the model was made for"
+    )
+    seed: Whole = Field(0, description="seed of generated data, and of the order of the others")
+    train_samples: Count = Field(200_000, description="generated data: samples in the training split")
+    validation_samples: Count = Field(2_000, description="generated data: samples in the validation split")
+    test_samples: Count = Field(4_000, description="generated data: samples in the test split")
+    images: Text | None = Field(None, description="folder that the names of images start from")
+    annotations: Text | SplitFiles | None = Field(None, description="annotations: one file, or one for each split")
+    questions: SplitFiles | None = Field(None, description="vqav2: questions of each split")
+    source: Text | None = Field(None, description="custom: hub id, folder or file")
+    columns: dict[str, str] | None = Field(None, description="custom: which column holds what")
+    splits: SplitNames = Field(SplitNames(), description="custom: names of the splits")
+    streaming: bool = Field(False, description="custom: read over the network while training")
+    max_broken: Whole = Field(0, description="images that may be missing or unreadable; they are left out and named")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSection:
+        needed = {
+            "shapes": (),
+            "vqav2": ("questions", "images"),
+            "custom": ("source", "columns"),
+        }.get(self.name, ("annotations", "images"))
+        missing = [key for key in needed if not getattr(self, key)]
+        refuse([((), f"data.{key} is missing; {self.name} needs it: docs/data.md") for key in missing])
+        return self
+
+
+class InferenceSection(Section):
+    """How answers are found where a model writes or ranks; the values are the published ones."""
+
+    k_test: Count = Field(128, description="candidates that are compared in full: answers, or partners in retrieval")
+    answers: Literal["rank", "generate"] = Field("rank", description="vqa: rank a list of answers, or write freely")
+    answer_list: Text | None = Field(
+        None, description="vqa: JSON list of answers to rank; null takes those of the training split"
+    )
+    beams: Count = Field(3, description="beams of what is written")
+    min_length: Count = Field(5, description="fewest tokens of a caption")
+    max_length: Count = Field(20, description="most tokens of a caption or answer")
+    prompt: str = Field("a picture of", description="how captions open; not learned, not part of the answer")
 
 
 class BudgetSection(Section):
@@ -231,8 +322,12 @@ class TrainingSection(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the computation")
     seed: Whole = Field(42, description="seed of weights, order and everything else random")
     validate_every: Count | None = Field(None, description="steps between validations; null chooses")
+    validation_samples: Count | None = Field(
+        None, description="samples of the validation split that choose weights during training; null takes all"
+    )
     save_every: Count | None = Field(None, description="steps between saved states; null chooses")
     log_every: Count = Field(20, description="steps between lines of the log")
+    label_smoothing: BelowOne = Field(0.0, description="smoothing of the words that a decoder learns")
     auxiliary: AuxiliarySection = Field(AuxiliarySection(), description="training-only losses")
     teacher: bool = Field(True, description="distil from the dense checkpoint")
 

@@ -30,7 +30,7 @@ from madtp_cli.data.scenes import (
 
 Array = NDArray[Any]
 
-PAD, UNK, ENC, SEP = "[PAD]", "[UNK]", "[ENC]", "[SEP]"
+PAD, UNK, CLS, SEP, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", "[ENC]"
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 _WORDS = """
     the a there is are no and of in than as many total together
@@ -39,7 +39,7 @@ _WORDS = """
     how what colour shape size yes
 """
 VOCABULARY: tuple[str, ...] = (  # in the order of BERT's vocab.txt
-    *(PAD, UNK, "[CLS]", SEP, "[MASK]", "[DEC]", ENC),
+    *(PAD, UNK, CLS, SEP, "[MASK]", DEC, ENC),
     *_WORDS.split(),
     *(*NUMBERS, *SIZES, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES)),
 )
@@ -49,9 +49,14 @@ MAX_TOKENS = 16  # of a sentence about a pair, with [ENC] and [SEP]
 
 def token_ids(sentence: str) -> list[int]:
     """Look up the ids of [ENC], the sentence's words and [SEP]."""
+    return words_ids(ENC, sentence)
+
+
+def words_ids(first: str, sentence: str) -> list[int]:
+    """Look up the ids of a special token, the sentence's words and [SEP]."""
     unknown = TOKEN_IDS[UNK]
     ids = [TOKEN_IDS.get(word, unknown) for word in sentence.split()]
-    return [TOKEN_IDS[ENC], *ids, TOKEN_IDS[SEP]]
+    return [TOKEN_IDS[first], *ids, TOKEN_IDS[SEP]]
 
 
 # Noun phrases are numbered as the cells of the count table [shape, colour, size], flattened.

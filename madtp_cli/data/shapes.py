@@ -1,6 +1,6 @@
 """The built-in data set `shapes`: generated pairs of images with a true or false sentence.
 
-From the same scenes come questions with answers, captions, and images to retrieve by caption.
+shapes_single.py makes questions with answers, captions, and images to retrieve by caption of the same scenes.
 
 Everything is a function of (seed, split, index): samples are made in blocks of 32 pairs with 8
 sentences each, and each block has its own random generator, so neither the order of access nor
@@ -19,14 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from madtp_cli.data.batch import PairBatch
-from madtp_cli.data.descriptions import (
-    QUESTIONS_PER_IMAGE,
-    Question,
-    full_caption,
-    identified_images,
-    write_captions,
-    write_questions,
-)
 from madtp_cli.data.scenes import IMAGE_SIZE, Scenes, sample_scenes
 from madtp_cli.data.sentences import (
     FAMILY_NAMES,
@@ -42,7 +34,6 @@ SPLITS = ("train", "validation", "test")
 PAIRS_PER_BLOCK = 32
 IMAGES_PER_BLOCK = 2 * PAIRS_PER_BLOCK
 SAMPLES_PER_BLOCK = PAIRS_PER_BLOCK * SENTENCES_PER_PAIR
-_QUESTIONS, _CAPTIONS = 1, 2  # purposes of further random generators of a block, besides none
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Block:
     image_counts: Array  # [64, 9]
 
 
-def _generator(seed: int, split: str, block: int, *purpose: int) -> np.random.Generator:
+def generator(seed: int, split: str, block: int, *purpose: int) -> np.random.Generator:
     entropy = np.random.SeedSequence([seed, SPLITS.index(split), block, *purpose])
     return np.random.Generator(np.random.PCG64(entropy))
 
@@ -63,7 +54,7 @@ def _generator(seed: int, split: str, block: int, *purpose: int) -> np.random.Ge
 @functools.lru_cache(maxsize=4)
 def make_block(seed: int, split: str, number: int) -> Block:
     """Make a block of a split; blocks are independent of each other."""
-    rng = _generator(seed, split, number)
+    rng = generator(seed, split, number)
     scenes = sample_scenes(rng, IMAGES_PER_BLOCK)
     sentences = write_sentences(rng, scenes)
     return Block(scenes, sentences, scenes.patch_labels(), scenes.attribute_counts())
@@ -81,8 +72,8 @@ class PairSample:
     family: str
 
 
-class _Task:
-    """Share what the four tasks have in common: which samples there are and where they lie."""
+class ShapesSplit:
+    """What the four tasks have in common: which samples there are and where they lie."""
 
     name: str
     per_block: int
@@ -96,20 +87,17 @@ class _Task:
     def __len__(self) -> int:
         return self.samples
 
-    def _find(self, index: int) -> tuple[int, int]:
+    def find(self, index: int) -> tuple[int, int]:
         """Return the block of a sample and its place in it."""
         check_range(index, 1, self.samples)
         return divmod(index, self.per_block)
 
-    def _image(self, block: int, image: int) -> Array:
-        pixels: Array = make_block(self.seed, self.split, block).scenes.render([image])[0]
-        return pixels
-
-    def _id(self, index: int) -> str:
+    def id_of(self, index: int) -> str:
+        """Name a sample."""
         return f"{self.name}/{self.split}/{index}"
 
 
-class ShapesPairs(_Task):
+class ShapesPairs(ShapesSplit):
     """Serve pairs of images with true and false sentences, 8 successive samples per pair."""
 
     name = "shapes"
@@ -122,12 +110,12 @@ class ShapesPairs(_Task):
 
     def sample(self, index: int) -> PairSample:
         """Make one sample; for looking at, `batch` is the fast way."""
-        number, within = self._find(index)
+        number, within = self.find(index)
         block = make_block(self.seed, self.split, number)
         pair = within // SENTENCES_PER_PAIR
         left, right = block.scenes.render([2 * pair, 2 * pair + 1])
         return PairSample(
-            id=self._id(index),
+            id=self.id_of(index),
             left=left,
             right=right,
             sentence=block.sentences.texts[within],
@@ -164,87 +152,14 @@ class ShapesPairs(_Task):
             text_lengths=[len(ids) for ids in tokens],
             image_index=torch.from_numpy(np.stack([2 * pair, 2 * pair + 1], axis=1)),
             labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-            ids=tuple(self._id(index) for index in range(start, stop)),
-            families=tuple(families),
+            ids=tuple(self.id_of(index) for index in range(start, stop)),
+            groups=tuple(families),
             auxiliary={
                 "text_counts": torch.from_numpy(np.concatenate(text_counts)),
                 "patches": torch.from_numpy(np.concatenate(patches)),
                 "image_counts": torch.from_numpy(np.concatenate(image_counts)),
             },
         )
-
-
-@dataclass(frozen=True)
-class QuestionSample:
-    """Hold one question about one image."""
-
-    id: str
-    image: Array  # [96, 96, 3] uint8
-    question: str
-    answers: tuple[str, ...]
-    kind: str
-
-
-@dataclass(frozen=True)
-class CaptionSample:
-    """Hold one image with its captions, the first of which is the one to learn."""
-
-    id: str
-    image: Array  # [96, 96, 3] uint8
-    captions: tuple[str, ...]
-
-
-class ShapesQuestions(_Task):
-    """Serve questions with unambiguous answers, 4 successive samples per image."""
-
-    name = "shapes_questions"
-    per_block = IMAGES_PER_BLOCK * QUESTIONS_PER_IMAGE
-
-    def sample(self, index: int) -> QuestionSample:
-        """Make one sample."""
-        block, within = self._find(index)
-        image, place = divmod(within, QUESTIONS_PER_IMAGE)
-        asked = _questions(self.seed, self.split, block)[image][place]
-        pixels = self._image(block, image)
-        return QuestionSample(self._id(index), pixels, asked.text, asked.answers, asked.kind)
-
-
-class ShapesCaptions(_Task):
-    """Serve images with captions that name all objects."""
-
-    name = "shapes_captions"
-    per_block = IMAGES_PER_BLOCK
-
-    def sample(self, index: int) -> CaptionSample:
-        """Make one sample."""
-        block, image = self._find(index)
-        rng = _generator(self.seed, self.split, block, _CAPTIONS, image)
-        captions = write_captions(rng, make_block(self.seed, self.split, block).scenes, image)
-        return CaptionSample(self._id(index), self._image(block, image), captions)
-
-
-class ShapesRetrieval(_Task):
-    """Serve images with one caption each that is true of no other image of their block.
-
-    A block of scenes gives 24 successive samples; its remaining images are left out.
-    """
-
-    name = "shapes_retrieval"
-    per_block = 24  # of 64 images 48 +- 3 can be told apart from all others
-
-    def sample(self, index: int) -> CaptionSample:
-        """Make one sample."""
-        block, place = self._find(index)
-        scenes = make_block(self.seed, self.split, block).scenes
-        image = int(identified_images(scenes)[place])
-        caption = full_caption(scenes, image)
-        return CaptionSample(self._id(index), self._image(block, image), (caption,))
-
-
-@functools.lru_cache(maxsize=4)
-def _questions(seed: int, split: str, block: int) -> list[list[Question]]:
-    scenes = make_block(seed, split, block).scenes
-    return write_questions(_generator(seed, split, block, _QUESTIONS), scenes)
 
 
 def check_source(split: str, image_size: int) -> None:

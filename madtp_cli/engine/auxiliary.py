@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from madtp_cli.models.nlvr import NlvrOutput
+from madtp_cli.models.base import Output
 
 COUNTS = 7  # none to six objects
 ATTRIBUTES = 9  # six colours, three shapes
@@ -32,7 +32,7 @@ class AuxiliaryHeads(nn.Module):
         }
         self.heads = nn.ModuleDict({name: nn.Linear(*sizes[name]) for name in self.weights})
 
-    def forward(self, output: NlvrOutput, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, output: Output, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weighted losses of a dense forward pass."""
         tokens = output.images
         states = {

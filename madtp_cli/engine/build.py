@@ -3,137 +3,161 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from madtp_cli.data import scenes, sentences, shapes
 from madtp_cli.engine.auxiliary import AuxiliaryHeads
-from madtp_cli.engine.evaluate import PairData
-from madtp_cli.engine.fit import FitSettings, Metric
+from madtp_cli.engine.build_data import facts
+from madtp_cli.engine.fit import FitSettings
 from madtp_cli.engine.losses import LossWeights
 from madtp_cli.errors import RecipeError, SourceError, UsageError
-from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
-from madtp_cli.models.nlvr import BlipForNlvr, initialise, small_config
-from madtp_cli.models.processor import PairProcessor
+from madtp_cli.models.base import PrunedModel, initialise, towers_of
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.checkpoints import BUILTIN, MODELS, TEMPERATURE, Checkpoint, open_checkpoint
+from madtp_cli.models.clip import small_clip_config
+from madtp_cli.models.configs import default_config
+from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.pruning import PRUNERS
 from madtp_cli.recipe import Recipe, resolve_layers
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """A data set: how to open a split, its metric, its words, the side of the patches it has labels for, and
-    what a model made on it cannot do.
-    """
-
-    split: Callable[..., PairData]
-    metric: Metric
-    vocabulary: tuple[str, ...]
-    labelled_patch: int
-    limits: tuple[str, ...]
-
-
-DATASETS: Mapping[str, DataSet] = {
-    "shapes": DataSet(
-        shapes.ShapesPairs,
-        shapes.accuracy,
-        tuple(sentences.VOCABULARY),
-        scenes.PATCH_SIZE,
-        (
-            "Trained and measured on generated scenes of coloured shapes: it knows nothing of photographs.",
-            "English sentences of the 61 words in its vocabulary only.",
-        ),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three splits of a run and the metric they are judged by."""
-
-    train: PairData
-    validation: PairData
-    test: PairData
-    metric: Metric
-
-    def named(self, name: str) -> PairData:
-        """Return `validation` (or `val`) or `test`."""
-        return self.test if name == "test" else self.validation
-
-
-def open_splits(recipe: Recipe) -> Splits:
-    """Open the recipe's data."""
-    data = recipe.data
-    dataset = DATASETS[data.name]
-
-    def split(name: str, samples: int) -> PairData:
-        return dataset.split(name, samples, seed=data.seed, image_size=data.image_size)
-
-    return Splits(
-        train=split("train", data.train_samples),
-        validation=split("validation", data.validation_samples),
-        test=split("test", data.test_samples),
-        metric=dataset.metric,
-    )
+# A vocabulary of whole words fits a model that has at most this many times as many.
+MOST_WORDS = 2
 
 
 def starting_checkpoint(recipe: Recipe) -> Checkpoint | None:
-    """Open the checkpoint a recipe starts from; None if it trains from scratch."""
-    return open_checkpoint(recipe.model.checkpoint) if recipe.model.checkpoint else None
+    """Open the checkpoint a recipe starts from, for its task and image size; None if it trains from scratch."""
+    model = recipe.model
+    if not model.checkpoint:
+        return None
+    config = model.config.given()
+    if recipe.data.image_size is not None and recipe.data.name != "shapes":
+        config["image_size"] = recipe.data.image_size
+    opened = open_checkpoint(model.checkpoint, config=config, task=recipe.task)
+    if opened.family != model.family:
+        raise RecipeError(
+            f"{recipe.where('model.family')}: model.family is {model.family}, but {model.checkpoint} is a checkpoint of "
+            f"{opened.family}; set it to {opened.family}"
+        )
+    return opened
 
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Refuse data that a checkpoint's model cannot read; raises SourceError."""
-    config, data = checkpoint.config, recipe.data
-    words, size = len(DATASETS[data.name].vocabulary), config.vision_config.image_size
-    if config.text_config.vocab_size < words or size != data.image_size:
+    config, known = checkpoint.config, facts(recipe.data.name)
+    words, size = len(known.vocabulary), recipe.data.image_size or known.image_size
+    vocabulary, side = config.text_config.vocab_size, config.vision_config.image_size
+    if vocabulary < words or (size is not None and side != size) or (words and vocabulary > MOST_WORDS * words):
         raise SourceError(
-            f"{checkpoint.folder}: its model reads {config.text_config.vocab_size} words and images of {size} pixels, "
-            f"but {data.name} has {words} words and {data.image_size} pixels: it was made for other data, try another "
+            f"{checkpoint.source}: its model reads {vocabulary} words and images of {side} pixels, "
+            f"but {recipe.data.name} has {words} words and {size} pixels: it was made for other data, try another "
             "checkpoint or --recipe"
         )
 
 
-def fresh_model(recipe: Recipe) -> BlipForNlvr:
-    """Build the recipe's architecture with random weights, from its seed."""
+def fresh_model(recipe: Recipe) -> PrunedModel:
+    """Build the recipe's architecture with random weights, from its seed, or with another checkpoint's vision tower."""
     assert recipe.model.architecture is not None
     torch.manual_seed(recipe.training.seed)
-    config = small_config(
-        image_size=recipe.data.image_size,
-        vocab_size=len(DATASETS[recipe.data.name].vocabulary),
-        **recipe.model.architecture.model_dump(),
-    )
-    model = BlipForNlvr(config)
+    model = MODELS[recipe.model.family, recipe.task](fresh_config(recipe))
     initialise(model)
+    if recipe.model.vision_from is not None:
+        take_vision(model, open_checkpoint(recipe.model.vision_from))
     return model
 
 
-def fresh_processor(recipe: Recipe) -> PairProcessor:
+def fresh_config(recipe: Recipe) -> Any:
+    """Describe the recipe's architecture."""
+    assert recipe.model.architecture is not None
+    known = facts(recipe.data.name)
+    words = {word: number for number, word in enumerate(known.vocabulary)}
+    shape: dict[str, int] = recipe.model.architecture.model_dump()
+    shared = {"image_size": recipe.data.image_size or known.image_size or 0, "vocab_size": len(words)}
+    projection = shape.pop("projection")
+    if recipe.model.family == "clip":
+        shape.pop("merge_from")
+        return small_clip_config(**shape, **shared, projection_dim=projection, eos_token_id=words["[SEP]"])
+    return small_config(
+        **shape,
+        **shared,
+        projection_width=projection,
+        dec_token_id=words["[DEC]"],
+        enc_token_id=words["[ENC]"],
+        sep_token_id=words["[SEP]"],
+        pad_token_id=words["[PAD]"],
+    )
+
+
+def full_config(recipe: Recipe) -> Any:
+    """Describe the recipe's model without its weights: from scratch, a checkpoint at hand, or the published one."""
+    model = recipe.model
+    if model.architecture is not None:
+        return fresh_config(recipe)
+    assert model.checkpoint is not None
+    if model.checkpoint.startswith(BUILTIN) or Path(model.checkpoint).exists():
+        source = starting_checkpoint(recipe)
+        assert source is not None
+        return source.config
+    overrides = {key: value for key, value in model.config.given().items() if key != TEMPERATURE}
+    return default_config(model.family, recipe.task, overrides, recipe.data.image_size)
+
+
+def take_vision(model: PrunedModel, source: Checkpoint) -> None:
+    """Copy another checkpoint's vision tower; raises SourceError if it is not the same."""
+    prefix = "vision_model."
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+    given = {key: value for key, value in source.state.items() if key.startswith(prefix)}
+    unfit = [key for key in own if key not in given or given[key].shape != own[key].shape] + [
+        key for key in given if key not in own
+    ]
+    if unfit:
+        raise SourceError(
+            f"{source.source}: its vision tower is not that of model.architecture: {len(unfit)} tensors differ, the "
+            f"first is {unfit[0]}; give the architecture the same vision settings"
+        )
+    model.load_state_dict(given, strict=False)
+
+
+def fresh_processor(recipe: Recipe) -> Processor:
     """Make the processor of a model that is trained from scratch on the recipe's data."""
-    return PairProcessor.from_words(DATASETS[recipe.data.name].vocabulary, recipe.data.image_size)
+    known = facts(recipe.data.name)
+    size = recipe.data.image_size or known.image_size or 0
+    return Processor.from_words(known.vocabulary, size, family=recipe.model.family, task=recipe.task)
 
 
-def load(
-    path: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[BlipForNlvr, PairProcessor]:
-    """Open a checkpoint folder or `builtin:NAME` as a ready model, in eval mode, and its processor."""
+def processor_of(checkpoint: Checkpoint, tokenizer: str | None = None) -> Processor:
+    """Open the processor of a checkpoint."""
+    text = checkpoint.config.text_config
+    return Processor.from_folder(
+        checkpoint.folder,
+        family=checkpoint.family,
+        task=checkpoint.task,
+        image_size=checkpoint.config.vision_config.image_size,
+        tokenizer=tokenizer,
+        longest=text.max_position_embeddings,
+    )
+
+
+def load(path: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[PrunedModel, Processor]:
+    """Open a checkpoint, wherever `open_checkpoint` finds it, as a ready model, in eval mode, and its processor."""
     checkpoint = open_checkpoint(str(path))
     model = checkpoint.build().to(choose_device(device), dtype)
-    return model.eval(), PairProcessor.from_folder(checkpoint.folder)
+    return model.eval(), processor_of(checkpoint)
 
 
-def pruning_spec(recipe: Recipe, towers: Mapping[str, tuple[int, int]]) -> PruningSpec:
-    """Describe the recipe's pruning for towers {name: (layers, width)}.
+def pruning_spec(recipe: Recipe, config: Any) -> PruningSpec:
+    """Describe the recipe's pruning for a model of a configuration.
 
     Raises RecipeError for layers the model does not have, or widths that do not fit.
     """
     pruning, alignment = recipe.pruning, recipe.alignment
     if pruning.method == "none":
         return PruningSpec()
+    towers = towers_of(config)
+    prunable = MODELS[recipe.model.family, recipe.task].prunable
     if alignment.projection == "none" and "guidance" in PRUNERS[pruning.method].needs:
         for tower, (_, width) in towers.items():
             if width != alignment.dim:
@@ -152,6 +176,7 @@ def pruning_spec(recipe: Recipe, towers: Mapping[str, tuple[int, int]]) -> Pruni
         layers={
             tower: _layers(recipe, f"pruning.layers.{tower}", chosen[tower], layers)
             for tower, (layers, _) in towers.items()
+            if tower in prunable
         },
         alignment_tokens=alignment.tokens if guided else 0,
         alignment_dim=alignment.dim if guided else 0,
@@ -176,7 +201,7 @@ def loss_weights(recipe: Recipe) -> LossWeights:
     )
 
 
-def auxiliary_heads(recipe: Recipe, model: BlipForNlvr) -> AuxiliaryHeads | None:
+def auxiliary_heads(recipe: Recipe, model: PrunedModel) -> AuxiliaryHeads | None:
     """Build the training-only heads, if the recipe wants any.
 
     Raises RecipeError for patch labels on a model that prunes, or whose patches are not those of the labels.
@@ -185,7 +210,7 @@ def auxiliary_heads(recipe: Recipe, model: BlipForNlvr) -> AuxiliaryHeads | None
     if not any(weights.values()):
         return None
     config = model.config
-    patch, labelled = config.vision_config.patch_size, DATASETS[recipe.data.name].labelled_patch
+    patch, labelled = config.vision_config.patch_size, facts(recipe.data.name).labelled_patch
     if weights["patches"] and (model.plan is not None or patch != labelled):
         fault = (
             f"{recipe.data.name} labels patches of {labelled} pixels, and the model's have {patch}"
@@ -197,14 +222,14 @@ def auxiliary_heads(recipe: Recipe, model: BlipForNlvr) -> AuxiliaryHeads | None
     return AuxiliaryHeads(config.vision_config.hidden_size, config.text_config.hidden_size, weights)
 
 
-def fit_settings(recipe: Recipe, device: torch.device) -> FitSettings:
-    """Turn the recipe's training section into plain numbers."""
+def fit_settings(recipe: Recipe, device: torch.device, samples: int) -> FitSettings:
+    """Turn the recipe's training section into plain numbers, for a training split of so many samples."""
     training = recipe.training
-    samples = recipe.data.train_samples
     if training.batch_size > samples:
+        hint = "lower it or raise data.train_samples" if recipe.data.name == "shapes" else "lower it"
         raise RecipeError(
             f"{recipe.where('training.batch_size')}: training.batch_size {training.batch_size} is more than the "
-            f"{samples} training samples; lower it or raise data.train_samples"
+            f"{samples} training samples; {hint}"
         )
     precision = choose_precision(training.precision, device)
     if precision == "fp16" and device.type == "cpu":
@@ -231,6 +256,7 @@ def fit_settings(recipe: Recipe, device: torch.device) -> FitSettings:
         validate_every=training.validate_every or max(1, steps // 5),
         save_every=training.save_every or max(1, steps // 5),
         log_every=training.log_every,
+        validation_limit=training.validation_samples,
     )
 
 

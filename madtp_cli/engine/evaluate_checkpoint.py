@@ -9,6 +9,7 @@ from rich.console import Console
 
 from madtp_cli import results
 from madtp_cli.engine import build
+from madtp_cli.engine.build_data import open_splits
 from madtp_cli.engine.evaluate import BATCH, evaluate
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
@@ -36,12 +37,12 @@ def evaluate_checkpoint(
     opened = open_checkpoint(checkpoint)
     recipe = recipe or own_recipe(opened)
     build.check_fits(opened, recipe)
-    data = build.open_splits(recipe)
+    data = open_splits(recipe, build.processor_of(opened, recipe.model.tokenizer))
     model = opened.build().to(where)
     found = evaluate(
         model,
+        data.task,
         data.named(split),
-        data.metric,
         batch_size=batch_size or BATCH,
         limit=limit,
         records=predictions is not None,
@@ -62,7 +63,7 @@ def evaluate_checkpoint(
         split=split,
         samples=found.samples,
         metrics=found.metrics,
-        gmacs=results.Gmacs(dense=found.dense_gmacs, pruned=found.gmacs, reduction=found.reduction),
+        gmacs=results.Gmacs(dense=found.cost.dense_gmacs, pruned=found.cost.gmacs, reduction=found.cost.reduction),
         predictions=None if predictions is None else str(predictions),
     )
 

@@ -13,15 +13,16 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.engine import build
+from madtp_cli.engine.build_data import Splits, facts
 from madtp_cli.engine.evaluate import BATCH, Evaluation, evaluate
 from madtp_cli.engine.latency import compare_latency
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.resume import METRICS
-from madtp_cli.models.checkpoints import WEIGHTS, Checkpoint, save_weights
-from madtp_cli.models.nlvr import BlipForNlvr
-from madtp_cli.models.processor import PairProcessor
+from madtp_cli.models.checkpoints import Checkpoint, save_weights
+from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
+from madtp_cli.models.weights import WEIGHTS
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.model_card import model_card
 
@@ -35,11 +36,17 @@ class Subject:
     `source` is the checkpoint both come from, None from scratch; `processor` prepares their inputs.
     """
 
-    student: BlipForNlvr
-    dense: BlipForNlvr | None
+    student: PrunedModel
+    dense: PrunedModel | None
     spec: PruningSpec
     source: Checkpoint | None
-    processor: PairProcessor
+    processor: Processor
+
+    def to(self, device: torch.device) -> Subject:
+        """Move both models."""
+        return replace(
+            self, student=self.student.to(device), dense=None if self.dense is None else self.dense.to(device)
+        )
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,14 @@ class Finished:
     began: float
 
 
-def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: Console) -> results.PruneResult:
+def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console) -> results.PruneResult:
     """Compare both models on the test split and write the checkpoint folder."""
     console.print(f"evaluating {len(splits.test)} test samples, then latency")
     student = run.subject.student.eval()
     # From scratch there is one model, the dense one.
     main = "dense" if run.subject.dense is None else "pruned"
     models = {main: student} if run.subject.dense is None else {"dense": run.subject.dense, main: student}
-    tested = {name: evaluate(model, splits.test, splits.metric, batch_size=BATCH) for name, model in models.items()}
+    tested = {name: evaluate(model, splits.task, splits.test, batch_size=BATCH) for name, model in models.items()}
     timed = compare_latency(models, splits.validation)
     sides = {
         name: _side(model, tested[name], {str(size): found[name].p50_ms for size, found in timed.items()})
@@ -78,7 +85,7 @@ def finish(run: Finished, splits: build.Splits, output: OutputFolder, console: C
         budget=_budget(run, tested[main]),
         dense=sides["dense"],
         pruned=sides.get("pruned"),
-        layers=tuple(tested[main].layers),
+        layers=tested[main].cost.layers,
         seconds=time.monotonic() - run.began,
     )
 
@@ -106,16 +113,16 @@ def _budget(run: Finished, tested: Evaluation) -> results.Budget | None:
     tolerance = run.recipe.budget.tolerance
     return results.Budget(
         target_reduction=run.goal,
-        reached_reduction=tested.reduction,
-        met=abs(tested.reduction - run.goal) <= tolerance,
+        reached_reduction=tested.cost.reduction,
+        met=abs(tested.cost.reduction - run.goal) <= tolerance,
         tolerance=tolerance,
     )
 
 
-def _side(model: BlipForNlvr, tested: Evaluation, latency_ms: dict[str, float]) -> results.Side:
+def _side(model: PrunedModel, tested: Evaluation, latency_ms: dict[str, float]) -> results.Side:
     return results.Side(
         metrics=tested.metrics,
-        gmacs=tested.gmacs,
+        gmacs=tested.cost.gmacs,
         params=sum(parameter.numel() for parameter in model.parameters()),
         latency_ms=latency_ms,
     )
@@ -127,7 +134,7 @@ def _with_sizes(result: results.PruneResult, folder: Path, source: Checkpoint | 
     written = (folder / WEIGHTS).stat().st_size / 2**20
     if result.pruned is None or source is None:
         return replace(result, dense=replace(result.dense, size_mib=written))
-    before = (source.folder / WEIGHTS).stat().st_size / 2**20
+    before = source.size_mib
     return replace(
         result,
         dense=replace(result.dense, size_mib=before),
@@ -146,5 +153,5 @@ def _card(run: Finished, result: results.PruneResult) -> str:
         seed=recipe.training.seed,
         seconds=result.seconds,
         hardware=f"{platform.processor() or platform.machine()} with {threads} CPU thread{'s' * (threads > 1)}",
-        limits=build.DATASETS[recipe.data.name].limits,
+        limits=facts(recipe.data.name).limits,
     )

@@ -6,11 +6,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from madtp_cli.budget import BudgetController
-from madtp_cli.engine.evaluate import Evaluation, PairData, evaluate
+from madtp_cli.data.batch import Split
+from madtp_cli.engine.evaluate import Evaluation, evaluate
 from madtp_cli.engine.optimizers import OptimizerName, make_optimizers
 from madtp_cli.engine.resume import METRICS, StopRequest, load_state, save_state
 from madtp_cli.engine.step import StepOutput, TrainingStep
 from madtp_cli.errors import Interrupted, MadtpError
 from madtp_cli.report.progress import StepReport, TrainingProgress, metrics_line
 
-Metric = Callable[[Sequence[int], Sequence[int], Sequence[str]], Mapping[str, float]]
 BEST = "best.safetensors"
 # A validation counts towards the choice of weights while the cost is this near its goal, in reduction.
 NEAR_GOAL = 0.03
@@ -38,7 +38,7 @@ NEAR_GOAL = 0.03
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Plain numbers of a training run; steps count optimiser updates, batch_size sentences."""
+    """Plain numbers of a training run; steps count optimiser updates, batch_size samples."""
 
     steps: int
     batch_size: int
@@ -56,6 +56,7 @@ class FitSettings:
     validate_every: int
     save_every: int
     log_every: int
+    validation_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,8 @@ class Job:
     """What a run trains on and what it is judged by; `identity` names the recipe, for --resume."""
 
     step: TrainingStep
-    train: PairData
-    validation: PairData
-    metric: Metric
+    train: Split[Any]
+    validation: Split[Any]
     settings: FitSettings
     controller: BudgetController | None
     folder: Path
@@ -78,7 +78,7 @@ class Run:
 
     step: int = 0
     seconds: float = 0.0
-    best_accuracy: float = -1.0
+    best_score: float = -1.0
     best_step: int = 0
     best_strength: float = 0.0
     validation: dict[str, float] = field(default_factory=dict)
@@ -210,23 +210,28 @@ def _report(job: Job, run: Run, output: StepOutput, learning_rate: float) -> Ste
 def _validate(job: Job, run: Run, progress: TrainingProgress) -> None:
     """Measure the validation split and keep the weights if they are the best so far at the goal's cost."""
     student = job.step.student
-    found: Evaluation = evaluate(student, job.validation, job.metric, batch_size=job.settings.batch_size)
-    run.validation = {"accuracy": found.metrics["accuracy"], "reduction": found.reduction}
+    task = job.step.task
+    found: Evaluation = evaluate(
+        student, task, job.validation, batch_size=job.settings.batch_size, limit=job.settings.validation_limit
+    )
+    reduction = found.cost.reduction
+    run.validation = {task.score: found.metrics[task.score], "reduction": reduction}
     progress.validation(run.validation, run.step)
     controller = job.controller
-    # Until the ramp ends the model is dearer than the goal, and its accuracy is no argument.
+    # Until the ramp ends the model is dearer than the goal, and its score is no argument.
     at_goal = controller is None or (
-        run.step >= controller.ramp * job.settings.steps and found.reduction > controller.goal - NEAR_GOAL
+        run.step >= controller.ramp * job.settings.steps and reduction > controller.goal - NEAR_GOAL
     )
-    if at_goal and run.validation["accuracy"] >= run.best_accuracy:
-        run.best_accuracy, run.best_step = run.validation["accuracy"], run.step
+    if at_goal and run.validation[task.score] >= run.best_score:
+        run.best_score, run.best_step = run.validation[task.score], run.step
         run.best_strength = student.strength
         _keep_best(job, run)
 
 
 def _keep_best(job: Job, run: Run) -> None:
     """Write the weights with the step and strength they belong to, so that file and state cannot disagree."""
-    state = {key: value.detach().cpu().contiguous() for key, value in job.step.student.state_dict().items()}
+    # Cloned, because safetensors refuses tensors that two keys share, as a decoder's head and its word embeddings do.
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in job.step.student.state_dict().items()}
     fresh = job.folder / f"{BEST}.new"
     save_file(state, fresh, metadata={"step": str(run.best_step), "strength": repr(run.best_strength)})
     os.replace(fresh, job.folder / BEST)

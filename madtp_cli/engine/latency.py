@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import torch
 
 from madtp_cli.costs.latency import Latency, Setting, compare
-from madtp_cli.data.batch import PairBatch
-from madtp_cli.engine.evaluate import PairData, image_pairs, mixed, pixels
+from madtp_cli.data.batch import Batch, Split
+from madtp_cli.engine.evaluate import mixed
 from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.engine.tasks.base import Normalisation, arguments
+from madtp_cli.models.base import PrunedModel
 
 BATCH_SIZES = (1, 32)
 # Models go through the same samples in the same order, so the quantiles are over samples too.
@@ -20,7 +22,7 @@ SECONDS = 1.0  # per model and batch size
 # attention.py chooses between its backends by the lengths it meets.
 ATTENTION_BACKEND = "auto"
 
-Candidate = tuple[BlipForNlvr, Sequence[PairBatch]]  # a model and the samples, batches of one, that it runs
+Candidate = tuple[PrunedModel, Sequence[Batch]]  # a model and the samples, batches of one, that it runs
 
 
 def time_models(
@@ -44,27 +46,22 @@ def time_models(
     return found
 
 
-def compare_latency(models: Mapping[str, BlipForNlvr], data: PairData) -> dict[int, dict[str, Latency]]:
+def compare_latency(models: Mapping[str, PrunedModel], data: Split[Any]) -> dict[int, dict[str, Latency]]:
     """Time models at batch 1 and 32 on samples of a split: latencies by batch size and model."""
     drawn = spread_samples(data, SAMPLES)
     return time_models({name: (model, fit_samples(drawn, model)) for name, model in models.items()}, seconds=SECONDS)
 
 
-def _call(model: BlipForNlvr, samples: Sequence[PairBatch], size: int, precision: str) -> Callable[[], object]:
+def _call(model: PrunedModel, samples: Sequence[Batch], size: int, precision: str) -> Callable[[], object]:
     """Make a call that runs the next batch at every turn."""
     model.eval()
     device = next(model.parameters()).device
     joined = [join_samples(samples[row : row + size]) for row in range(0, len(samples) - size + 1, size)]
-    prepared = cycle(
-        [
-            (pixels(batch.images, device), batch.text.to(device), batch.text_lengths, image_pairs(batch))
-            for batch in joined
-        ]
-    )
+    prepared = cycle([arguments(batch, Normalisation(), device) for batch in joined])
 
     @torch.inference_mode()
     def call() -> object:
         with mixed(precision, device):
-            return model(*next(prepared))
+            return model(**next(prepared))
 
     return call

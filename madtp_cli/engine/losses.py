@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, pad
+from torch.nn.functional import kl_div, log_softmax, mse_loss, pad
 
 from madtp_cli.alignment import alignment_loss
-from madtp_cli.models.nlvr import NlvrOutput
+from madtp_cli.models.base import Output, Probe
 from madtp_cli.models.tower import LayerTrace
 
 
@@ -26,21 +26,25 @@ class LossWeights:
 
 
 def distillation_losses(
-    student: NlvrOutput,
-    teacher: NlvrOutput,
-    image_index: Sequence[tuple[int, int]],
+    student: Output,
+    teacher: Output,
+    compared: Sequence[tuple[Tensor, Tensor]],
     layers: frozenset[int],
     weights: LossWeights,
     guidance_scale: float,
 ) -> dict[str, Tensor]:
-    """Compare a pruned model's forward pass with the dense model's on the same batch, each part weighted."""
+    """Compare a pruned model's forward pass with the dense model's on the same batch, each part weighted.
+
+    `compared` holds pairs of logits [R, n], the student's and the teacher's.
+    """
     parts: dict[str, Tensor] = {}
     if weights.logits:
-        parts["logits"] = weights.logits * logit_loss(student.logits, teacher.logits, weights.temperature)
+        each = [logit_loss(one, other, weights.temperature) for one, other in compared]
+        parts["logits"] = weights.logits * torch.stack(each).mean()
     if weights.features:
         parts["features"] = weights.features * mse_loss(student.encoded.float(), teacher.encoded.float())
-    if weights.guidance and layers:
-        target = guidance_target(teacher.enc_attention, image_index, len(teacher.images.spans))
+    if weights.guidance and layers and teacher.probes:
+        target = guidance_target(teacher.probes, len(teacher.images.spans))
         trace = [t for t in student.vision if t.layer in layers]
         parts["guidance"] = weights.guidance * guidance_loss(trace, target, guidance_scale)
     return parts
@@ -57,23 +61,16 @@ def logit_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def guidance_target(
-    enc_attention: Sequence[tuple[Tensor, Tensor]], image_index: Sequence[tuple[int, int]], images: int
-) -> Tensor:
-    """Sharpen the dense [ENC]-to-image attention into a distribution over each image's patches: [I, N].
+def guidance_target(probes: Sequence[Probe], images: int) -> Tensor:
+    """Sharpen the dense model's attention to its images into a distribution over each image's patches: [I, N].
 
-    Probabilities (per layer and side [S, H, N + 1]) are squared, averaged over layers, heads and the sentences that
-    read the image, and renormalised without the class token. Unsharpened they are too flat to teach a ranking.
+    Probabilities are squared, averaged over layers, heads and the queries that read the image, and renormalised without
+    the class token. Unsharpened they are too flat to teach a ranking.
     """
-    index = torch.tensor(image_index, device=enc_attention[0][0].device)
-    target: Tensor | None = None
-    for layer in enc_attention:
-        for side, probability in enumerate(layer):
-            sharp = probability.square().mean(1)[:, 1:]  # [S, N]
-            if target is None:
-                target = sharp.new_zeros(images, sharp.shape[1])
-            target.index_add_(0, index[:, side], sharp)
-    assert target is not None
+    first = probes[0].probability
+    target = first.new_zeros(images, first.shape[-1] - 1)
+    for probe in probes:
+        target.index_add_(0, probe.image, probe.probability.square().mean(1)[:, 1:])  # [Q, N]
     return target / target.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
@@ -97,17 +94,10 @@ def guidance_loss(trace: Sequence[LayerTrace], target: Tensor, scale: float) -> 
     return torch.stack(losses).mean()
 
 
-def task_loss(output: NlvrOutput, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of the answers."""
-    return cross_entropy(output.logits, labels)
-
-
-def aligned_loss(output: NlvrOutput, image_index: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the alignment loss between each sentence and the mean of its two images' aligned features."""
+def aligned_loss(output: Output) -> Tensor:
+    """Return the alignment loss between each text and the mean of its images' aligned features."""
     assert output.aligned is not None
-    images, text = output.aligned
-    left, right = torch.tensor(image_index, device=images.device).unbind(1)
-    return alignment_loss((images[left] + images[right]) / 2, text)
+    return alignment_loss(*output.aligned)
 
 
 __all__ = [
@@ -117,5 +107,4 @@ __all__ = [
     "guidance_loss",
     "guidance_target",
     "logit_loss",
-    "task_loss",
 ]

@@ -13,15 +13,17 @@ from rich.console import Console
 from madtp_cli import results
 from madtp_cli.costs import analytic, counters
 from madtp_cli.costs.latency import Latency
-from madtp_cli.data.batch import PairBatch
+from madtp_cli.data.batch import Batch, Split
 from madtp_cli.engine import build
-from madtp_cli.engine.evaluate import PairData, image_pairs, layer_tokens, pixels, run_batch
+from madtp_cli.engine.build_data import SHAPES_SPLITS, open_splits
 from madtp_cli.engine.evaluate_checkpoint import own_recipe
 from madtp_cli.engine.latency import ATTENTION_BACKEND, BATCH_SIZES, SAMPLES, time_models
 from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
+from madtp_cli.engine.tally import Tally
+from madtp_cli.engine.tasks.base import Normalisation, arguments
 from madtp_cli.errors import UsageError
-from madtp_cli.models.checkpoints import WEIGHTS, Checkpoint, open_checkpoint, towers_of
-from madtp_cli.models.nlvr import BlipForNlvr, initialise
+from madtp_cli.models.base import PrunedModel, initialise, towers_of
+from madtp_cli.models.checkpoints import MODELS, Checkpoint, open_checkpoint
 from madtp_cli.recipe import Recipe
 
 COUNTERS: Mapping[str, Callable[..., counters.Count]] = {
@@ -56,8 +58,8 @@ class Costs:
 class _Subject:
     """A model to profile, the data it is profiled on, and the seed of whatever is random in it."""
 
-    model: BlipForNlvr
-    data: PairData
+    model: PrunedModel
+    data: Split[Any]
     seed: int | None
 
 
@@ -123,12 +125,12 @@ def profile_checkpoint(
     )
 
 
-def prunes(model: BlipForNlvr) -> bool:
+def prunes(model: PrunedModel) -> bool:
     """Tell whether a model drops any tokens as it is set."""
     return model.plan is not None and model.strength > 0
 
 
-def at_strength(model: BlipForNlvr, strength: float) -> BlipForNlvr:
+def at_strength(model: PrunedModel, strength: float) -> PrunedModel:
     """Return the same model at another strength, 0 for dense; the two share their weights."""
     twin = copy.copy(model)
     twin.strength = strength
@@ -136,26 +138,19 @@ def at_strength(model: BlipForNlvr, strength: float) -> BlipForNlvr:
 
 
 @torch.inference_mode()
-def analytic_costs(model: BlipForNlvr, samples: Sequence[PairBatch]) -> Costs:
+def analytic_costs(model: PrunedModel, samples: Sequence[Batch]) -> Costs:
     """Count by token numbers: exact, and of every module."""
     device = next(model.parameters()).device
     model.eval()
-    sums: dict[str, int] = {}
-    dense = 0
-    leaving: dict[tuple[str, int], list[int]] = {}
+    tally = Tally()
     for start in range(0, len(samples), COUNT_BATCH):
         batch = join_samples(samples[start : start + COUNT_BATCH])
-        output = run_batch(model, batch, device)
-        for name, macs in model.macs(output, image_pairs(batch)).items():
-            sums[name] = sums.get(name, 0) + int(macs.sum())
-        dense += int(analytic.total(model.dense_macs(batch.text_lengths)).sum())
-        for layer in (*output.vision, *output.text):
-            leaving.setdefault((layer.tower, layer.layer), []).extend(layer.leaving)
-    modules = {name: total / len(samples) for name, total in sums.items()}
-    return Costs(dense / len(samples), modules, analytic.UNCOUNTED, layer_tokens(leaving))
+        tally.add(model, model(**arguments(batch, Normalisation(), device)))
+    modules = {name: macs / len(samples) for name, macs in tally.modules.items()}
+    return Costs(sum(tally.dense_macs) / len(samples), modules, analytic.UNCOUNTED, tally.layers)
 
 
-def counted_costs(model: BlipForNlvr, samples: Sequence[PairBatch], counter: str, names: Sequence[str]) -> Costs:
+def counted_costs(model: PrunedModel, samples: Sequence[Batch], counter: str, names: Sequence[str]) -> Costs:
     """Count one sample after the other by what runs; `names` are the modules to report, the rest is `pruning`."""
     device = next(model.parameters()).device
     inputs = [_arguments(sample, device) for sample in samples]
@@ -171,7 +166,7 @@ def counted_costs(model: BlipForNlvr, samples: Sequence[PairBatch], counter: str
     )
 
 
-def module_costs(model: BlipForNlvr, macs: Mapping[str, float]) -> tuple[results.ModuleCost, ...]:
+def module_costs(model: PrunedModel, macs: Mapping[str, float]) -> tuple[results.ModuleCost, ...]:
     """List every part with its cost and its parameters; parameters of parts without cost have lines of their own."""
     params = dict.fromkeys(macs, 0)
     for name, parameter in model.named_parameters():
@@ -194,36 +189,38 @@ def _subject(
         return _Subject(opened.build(), _data_of(opened, console), seed)
     if seed is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-    source = build.starting_checkpoint(recipe)
+    source = None if random_init else build.starting_checkpoint(recipe)
     if source is None and not random_init:
         raise UsageError(
             f"{recipe.name} trains a model from scratch and names no checkpoint; profile it with --random-init"
         )
-    config = build.fresh_model(recipe).config if source is None else source.config
-    spec = build.pruning_spec(recipe, towers_of(config))
+    config = build.full_config(recipe) if source is None else source.config
+    spec = build.pruning_spec(recipe, config)
     if spec.method != "none" and not spec.strength:
         console.print("the recipe leaves pruning.strength to its budget, so the dense model is profiled")
     torch.manual_seed(recipe.training.seed)
-    if source is not None and not random_init:
+    if source is not None:
         model = source.build(spec)
+        processor = build.processor_of(source, recipe.model.tokenizer)
     else:
-        model = BlipForNlvr(
+        model = MODELS[recipe.model.family, recipe.task](
             config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength
         )
         initialise(model)
-    return _Subject(model.eval(), build.open_splits(recipe).validation, recipe.training.seed)
+        processor = build.fresh_processor(recipe)
+    return _Subject(model.eval(), open_splits(recipe, processor).validation, recipe.training.seed)
 
 
-def _data_of(checkpoint: Checkpoint, console: Console) -> PairData:
-    """Open the validation split that a checkpoint was made on; the built-in one if it does not say."""
+def _data_of(checkpoint: Checkpoint, console: Console) -> Split[Any]:
+    """Open the validation split that a checkpoint was made on; generated data of its task if it does not say."""
     if (checkpoint.folder / "recipe.yaml").is_file():
-        return build.open_splits(own_recipe(checkpoint)).validation
-    name, dataset = next(iter(build.DATASETS.items()))
-    console.print(f"{checkpoint.folder} has no recipe.yaml: measured on samples of {name}")
-    return dataset.split("validation", SAMPLES * 32)
+        return open_splits(own_recipe(checkpoint), build.processor_of(checkpoint)).validation
+    console.print(f"{checkpoint.folder} has no recipe.yaml: measured on samples of shapes")
+    made: Split[Any] = SHAPES_SPLITS[checkpoint.task]("validation", SAMPLES * 32)
+    return made
 
 
-def _count(model: BlipForNlvr, samples: Sequence[PairBatch], counter: str, console: Console, name: str) -> Costs:
+def _count(model: PrunedModel, samples: Sequence[Batch], counter: str, console: Console, name: str) -> Costs:
     """Count with the chosen counter; a second opinion is printed beside the analytic count of the same samples."""
     exact = analytic_costs(model, samples[:SAMPLES])
     if counter == "analytic":
@@ -238,25 +235,25 @@ def _count(model: BlipForNlvr, samples: Sequence[PairBatch], counter: str, conso
     return replace(found, layers=exact.layers)
 
 
-def _arguments(sample: PairBatch, device: torch.device) -> tuple[Any, ...]:
-    return pixels(sample.images, device), sample.text.to(device), sample.text_lengths, image_pairs(sample)
+def _arguments(sample: Batch, device: torch.device) -> tuple[Any, ...]:
+    return tuple(arguments(sample, Normalisation(), device).values())
 
 
 def _p50(timed: Mapping[int, Mapping[str, Latency]], name: str) -> dict[str, float]:
     return {str(size): latencies[name].p50_ms for size, latencies in timed.items()}
 
 
-def _parameters(model: BlipForNlvr) -> int:
+def _parameters(model: PrunedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _side(
-    checkpoint: Checkpoint, model: BlipForNlvr, costs: Costs, timed: Mapping[int, Mapping[str, Latency]]
+    checkpoint: Checkpoint, model: PrunedModel, costs: Costs, timed: Mapping[int, Mapping[str, Latency]]
 ) -> results.Side:
     return results.Side(
         metrics={},
         gmacs=costs.macs / 1e9,
         params=_parameters(model),
         latency_ms=_p50(timed, "baseline"),
-        size_mib=(checkpoint.folder / WEIGHTS).stat().st_size / 2**20,
+        size_mib=checkpoint.size_mib,
     )

@@ -13,14 +13,15 @@ from rich.console import Console
 from madtp_cli import results
 from madtp_cli.budget import BudgetController, calibrate, reachable
 from madtp_cli.engine import build
+from madtp_cli.engine.build_data import Splits, open_splits
 from madtp_cli.engine.evaluate import BATCH, measure_reduction
 from madtp_cli.engine.finish import Finished, Subject, finish
 from madtp_cli.engine.fit import FitSettings, Job, Run, fit, make_accelerator
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.step import TrainingStep
 from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError
-from madtp_cli.models.nlvr import BlipForNlvr
-from madtp_cli.models.processor import PairProcessor
+from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.checkpoints import Checkpoint
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.progress import TrainingProgress
@@ -55,13 +56,17 @@ def _run(
     where = build.choose_device(device)
     output = OutputFolder(Path(recipe.output))
     output.check(resume=resume, overwrite=overwrite)
-    settings = build.fit_settings(recipe, where)
-    splits = build.open_splits(recipe)
-    accelerator = make_accelerator(settings, where)
+    source = build.starting_checkpoint(recipe)
     if command == "finetune":
-        recipe = _held(recipe)
-    subject = _subject(command, recipe, where)
-    step = _step(recipe, subject)
+        recipe = _held(recipe, source)
+    subject = _subject(command, recipe, source)
+    splits = open_splits(recipe, subject.processor)
+    settings = build.fit_settings(recipe, where, len(splits.train))
+    accelerator = make_accelerator(settings, where)
+    for line in subject.source.notes if subject.source else ():
+        console.print(line)
+    subject = subject.to(where)
+    step = _step(recipe, subject, splits)
     goal = _goal(recipe, subject.student, splits) if command == "prune" else None
     if dry_run:
         console.print(_plan(command, name, settings, goal, recipe.model.checkpoint))
@@ -79,7 +84,6 @@ def _run(
         step=step.to(where),
         train=splits.train,
         validation=splits.validation,
-        metric=splits.metric,
         settings=settings,
         controller=None if goal is None else BudgetController(goal, recipe.training.ramp),
         folder=output.work,
@@ -117,14 +121,13 @@ def _plan(command: str, name: str, settings: FitSettings, goal: float | None, ch
     return ", ".join(parts)
 
 
-def _held(recipe: Recipe) -> Recipe:
+def _held(recipe: Recipe, source: Checkpoint | None) -> Recipe:
     """Settle the pruning that `finetune` holds: the recipe's strength, or all of a pruned checkpoint's own.
 
     Raises RecipeError where neither says how much is pruned.
     """
     if recipe.pruning.method == "none" or recipe.pruning.strength is not None:
         return recipe
-    source = build.starting_checkpoint(recipe)
     if source is None or source.spec.method == "none":
         raise RecipeError(
             f"{recipe.where('pruning.strength')}: pruning.strength is null, and finetune needs one to hold; set it, or "
@@ -133,9 +136,8 @@ def _held(recipe: Recipe) -> Recipe:
     return build.with_pruning_of(recipe, source.spec)
 
 
-def _subject(command: str, recipe: Recipe, device: torch.device) -> Subject:
+def _subject(command: str, recipe: Recipe, source: Checkpoint | None) -> Subject:
     """Build the model to train, the dense one and what prepares their inputs."""
-    source = build.starting_checkpoint(recipe)
     if source is None:
         if command == "prune" or recipe.pruning.strength is not None:
             key = "budget" if command == "prune" else "pruning.strength"
@@ -143,24 +145,26 @@ def _subject(command: str, recipe: Recipe, device: torch.device) -> Subject:
                 f"{recipe.where(key)}: {key} needs a trained model to prune, and model.checkpoint names none; train a "
                 "dense one first, then give it with --checkpoint"
             )
-        return Subject(build.fresh_model(recipe).to(device), None, PruningSpec(), None, build.fresh_processor(recipe))
+        return Subject(build.fresh_model(recipe), None, PruningSpec(), None, build.fresh_processor(recipe))
     build.check_fits(source, recipe)
     if command == "prune" and source.spec.method != "none":
         raise SourceError(
             f"{recipe.model.checkpoint}: is pruned already, and prune compares with a dense model and learns from it; "
             "start from the dense checkpoint it was made of, or train it further with madtp finetune"
         )
-    spec = build.pruning_spec(recipe, source.towers)
+    spec = build.pruning_spec(recipe, source.config)
     guided = bool(recipe.training.teacher and recipe.distillation.guidance)
+    torch.manual_seed(recipe.training.seed)
     student = source.build(spec, merge_gradient=not guided)
     # Read now what the finished checkpoint will hold: a fault in it must not wait for the end of training.
-    processor = PairProcessor.from_folder(source.folder)
-    return Subject(student.to(device), source.build(PruningSpec()).to(device), spec, source, processor)
+    processor = build.processor_of(source, recipe.model.tokenizer)
+    return Subject(student, source.build(PruningSpec()), spec, source, processor)
 
 
-def _step(recipe: Recipe, subject: Subject) -> TrainingStep:
+def _step(recipe: Recipe, subject: Subject, splits: Splits) -> TrainingStep:
     """Put together what one training step computes."""
     return TrainingStep(
+        splits.task,
         subject.student,
         subject.dense if recipe.training.teacher else None,
         build.auxiliary_heads(recipe, subject.student),
@@ -170,14 +174,16 @@ def _step(recipe: Recipe, subject: Subject) -> TrainingStep:
     )
 
 
-def _goal(recipe: Recipe, student: BlipForNlvr, splits: build.Splits) -> float:
+def _goal(recipe: Recipe, student: PrunedModel, splits: Splits) -> float:
     """Return the budget as a reduction; raises RecipeError, with the reachable range, for one that cannot be met."""
     budget = recipe.budget
     assert budget is not None
 
     def measure(strength: float) -> float:
         limit = min(PROBE_SAMPLES, len(splits.validation))
-        return measure_reduction(student, splits.validation, batch_size=BATCH, limit=limit, strength=strength)
+        return measure_reduction(
+            student, splits.task, splits.validation, batch_size=BATCH, limit=limit, strength=strength
+        )
 
     low, high = reachable(measure)
     dense = student.dense_gmacs(splits.validation.batch(0, min(PROBE_SAMPLES, len(splits.validation))).text_lengths)
@@ -194,23 +200,23 @@ def _goal(recipe: Recipe, student: BlipForNlvr, splits: build.Splits) -> float:
     return goal
 
 
-def _guided_layers(student: BlipForNlvr) -> frozenset[int]:
+def _guided_layers(student: PrunedModel) -> frozenset[int]:
     """Return the vision layers whose guidance decides, and is taught."""
     plan = student.plan
     return plan.layers["vision"] if plan and "guidance" in plan.pruner.needs else frozenset()
 
 
-def _guidance_scale(student: BlipForNlvr) -> float:
+def _guidance_scale(student: PrunedModel) -> float:
     """Return what the method multiplies alignment logits by, so that what is taught is what decides."""
     return getattr(student.plan.pruner, "scale", 1.0) if student.plan else 1.0
 
 
-def _calibrate(student: BlipForNlvr, splits: build.Splits, goal: float, console: Console) -> None:
+def _calibrate(student: PrunedModel, splits: Splits, goal: float, console: Console) -> None:
     """Set the strength that meets the goal on the whole validation split."""
 
     def measure(strength: float) -> float:
         return measure_reduction(
-            student, splits.validation, batch_size=BATCH, limit=len(splits.validation), strength=strength
+            student, splits.task, splits.validation, batch_size=BATCH, limit=len(splits.validation), strength=strength
         )
 
     found = calibrate(measure, goal, CALIBRATION_TOLERANCE, max_calls=12, start=student.strength)

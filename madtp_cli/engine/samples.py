@@ -1,7 +1,7 @@
-"""Real samples to measure costs on: sentences spread over a split, each with a pair of images of its own.
+"""Real samples to measure costs on: texts spread over a split, each with images of its own.
 
-Adaptive pruning decides by what it sees, so random pixels would measure another model. A data set may let sentences
-share a pair; here none do, because that would hide the cost of the images.
+Adaptive pruning decides by what it sees, so random pixels would measure another model. A data set may let texts share
+an image; here none do, because that would hide the cost of the images.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from madtp_cli.data.batch import PairBatch
-from madtp_cli.engine.evaluate import PairData
+from madtp_cli.data.batch import Batch, Split
 from madtp_cli.errors import SourceError, UsageError
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.base import PrunedModel
 
 
-def spread_samples(data: PairData, count: int) -> list[PairBatch]:
+def spread_samples(data: Split[Batch], count: int) -> list[Batch]:
     """Pick `count` samples evenly over a split, as batches of one; a small split's samples repeat."""
     return [data.batch(row * len(data) // count, 1) for row in range(count)]
 
 
-def fit_samples(samples: Sequence[PairBatch], model: BlipForNlvr, text_tokens: int | None = None) -> list[PairBatch]:
+def fit_samples(samples: Sequence[Batch], model: PrunedModel, text_tokens: int | None = None) -> list[Batch]:
     """Resize images to what the model takes, and cut or repeat words to `text_tokens` if given.
 
     Raises SourceError for words the model does not have, UsageError for sentences longer than it can read.
@@ -59,18 +58,17 @@ def fit_samples(samples: Sequence[PairBatch], model: BlipForNlvr, text_tokens: i
     return fitted
 
 
-def join_samples(samples: Sequence[PairBatch]) -> PairBatch:
-    """Put batches of one into one batch, each with its own images."""
+def join_samples(samples: Sequence[Batch]) -> Batch:
+    """Put batches of one into one batch, each with its own images; what only a loss or a metric needs stays behind."""
     images = [sample.images for sample in samples]
     shifts = [0, *torch.tensor([len(image) for image in images]).cumsum(0).tolist()]
-    return PairBatch(
+    return Batch(
         images=torch.cat(images),
         text=torch.cat([sample.text for sample in samples]),
         text_lengths=[length for sample in samples for length in sample.text_lengths],
         image_index=torch.cat([sample.image_index + shift for sample, shift in zip(samples, shifts, strict=False)]),
-        labels=torch.cat([sample.labels for sample in samples]),
         ids=tuple(name for sample in samples for name in sample.ids),
-        families=tuple(family for sample in samples for family in sample.families),
+        groups=tuple(group for sample in samples for group in sample.groups),
     )
 
 

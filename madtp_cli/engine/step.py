@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from madtp_cli.costs.analytic import total
-from madtp_cli.data.batch import PairBatch
+from madtp_cli.data.batch import Batch
 from madtp_cli.engine.auxiliary import AuxiliaryHeads
-from madtp_cli.engine.evaluate import image_pairs, run_batch
-from madtp_cli.engine.losses import LossWeights, aligned_loss, distillation_losses, task_loss
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.engine.losses import LossWeights, aligned_loss, distillation_losses
+from madtp_cli.engine.tally import Tally
+from madtp_cli.engine.tasks.base import Task
+from madtp_cli.models.base import Output, PrunedModel
 
 
 @dataclass(frozen=True)
 class StepOutput:
     """The weighted parts of the loss, and what the student's forward pass cost.
 
-    macs and dense_macs are means over the batch's sentences; tokens_kept is the share of each tower's tokens left after
+    macs and dense_macs are means over the batch's samples; tokens_kept is the share of each tower's tokens left after
     its last layer.
     """
 
@@ -40,8 +40,9 @@ class TrainingStep(nn.Module):
 
     def __init__(
         self,
-        student: BlipForNlvr,
-        teacher: BlipForNlvr | None,
+        task: Task,
+        student: PrunedModel,
+        teacher: PrunedModel | None,
         heads: AuxiliaryHeads | None,
         weights: LossWeights,
         *,
@@ -50,34 +51,43 @@ class TrainingStep(nn.Module):
     ) -> None:
         """Hold the student and what teaches it; `guided_layers` are the vision layers whose guidance is taught."""
         super().__init__()
+        self.task = task
         self.student = student
         self.heads = heads
         self.weights = weights
         self.guided_layers = guided_layers
         self.guidance_scale = guidance_scale
         # In a tuple, so that the frozen teacher is neither trained, wrapped nor saved with the state.
-        self._teacher: tuple[BlipForNlvr, ...] = () if teacher is None else (teacher.eval().requires_grad_(False),)
+        self._teacher: tuple[PrunedModel, ...] = () if teacher is None else (teacher.eval().requires_grad_(False),)
 
-    def forward(self, batch: PairBatch) -> StepOutput:
+    def forward(self, batch: Batch) -> StepOutput:
         """Compute the parts of the loss on one batch."""
         device = next(self.student.parameters()).device
-        pairs = image_pairs(batch)
         learn = self.student.alignment is not None
-        output = run_batch(self.student, batch, device, learn=learn)
-        losses: dict[str, Tensor] = {"task": task_loss(output, batch.labels.to(device))}
-        if learn and self.weights.alignment:
-            losses["alignment"] = self.weights.alignment * aligned_loss(output, pairs)
+        output: Output = self.task.forward(self.student, batch, device, training=True, learn=learn)
+        losses = self.task.losses(output, batch)
+        if output.aligned is not None and self.weights.alignment:
+            losses["alignment"] = self.weights.alignment * aligned_loss(output)
         for teacher in self._teacher:
+            probe = bool(self.weights.guidance and self.guided_layers)
             with torch.no_grad():
-                dense = run_batch(teacher, batch, device, probe=bool(self.weights.guidance and self.guided_layers))
-            losses |= distillation_losses(output, dense, pairs, self.guided_layers, self.weights, self.guidance_scale)
+                dense = self.task.forward(teacher, batch, device, training=True, probe=probe, like=output)
+            compared = zip(self.task.compared(output), self.task.compared(dense), strict=True)
+            losses |= distillation_losses(
+                output, dense, list(compared), self.guided_layers, self.weights, self.guidance_scale
+            )
         if self.heads is not None:
             labels = {name: label.to(device) for name, label in batch.auxiliary.items()}
             losses |= self.heads(output, labels)
-        kept = {trace[0].tower: sum(trace[-1].leaving) / trace[0].spans.total for trace in (output.vision, output.text)}
+        cost = Tally()
+        cost.add(self.student, output)
         return StepOutput(
             losses=losses,
-            macs=total(self.student.macs(output, pairs)).double().mean().item(),
-            dense_macs=total(self.student.dense_macs(batch.text_lengths)).double().mean().item(),
-            tokens_kept=kept,
+            macs=sum(cost.macs) / len(cost.macs),
+            dense_macs=sum(cost.dense_macs) / len(cost.dense_macs),
+            tokens_kept={
+                trace[0].tower: sum(trace[-1].leaving) / trace[0].spans.total
+                for trace in (output.vision, output.text)
+                if trace
+            },
         )

@@ -17,8 +17,8 @@ from transformers.models.blip.configuration_blip import BlipConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models import base, layouts, tasks
-from madtp_cli.models.base import PrunedModel
+from madtp_cli.models import layouts, tasks
+from madtp_cli.models.base import PrunedModel, towers_of
 from madtp_cli.models.caption import BlipForCaption
 from madtp_cli.models.clip import ClipForRetrieval
 from madtp_cli.models.configs import MERGE_FROM, adjust, read_config
@@ -86,7 +86,7 @@ class Checkpoint:
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
         """Name every tower with its number of layers and width."""
-        return towers_of(self.config, self.task)
+        return dict(towers_of(self.config))
 
     @property
     def size_mib(self) -> float:
@@ -110,12 +110,6 @@ class Checkpoint:
             model, self.state, self.source or str(self.folder), fresh_alignment=spec is not None, fresh=set(self.fresh)
         )
         return model.eval()
-
-
-def towers_of(config: Any, task: str = "nlvr2") -> dict[str, tuple[int, int]]:
-    """Name every tower with its number of layers and width; a decoder is none, so captioning has only `vision`."""
-    towers = base.towers_of(config)
-    return {name: size for name, size in towers.items() if task != "caption" or name == "vision"}
 
 
 def builtin_folder(name: str) -> Path:
@@ -189,7 +183,7 @@ def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: 
             )
         state, extras = layouts.to_hf(state, source)
         own, notes = found.task, _left_out(extras)
-        spec = _released_spec(state, family, towers_of(config, own), None, source)
+        spec = _released_spec(state, (family, found.task), towers_of(config), None, source)
     if not ours or overrides:
         config = adjust(config, family, overrides, str(path))
     start = tasks.start(state, family, own, task, getattr(config.text_config, "merge_from", MERGE_FROM), source)
@@ -206,7 +200,7 @@ def _open_file(path: Path, source: str, overrides: Mapping[str, Any], task: str 
     merge_from = overrides.get("merge_from", MERGE_FROM)
     start = tasks.start(tensors, found.family, found.task, task, merge_from, source)
     config = read_config(start.state, found, start.task, overrides, source)
-    spec = _released_spec(start.state, found.family, towers_of(config, start.task), weights.temperature, source)
+    spec = _released_spec(start.state, (found.family, start.task), towers_of(config), weights.temperature, source)
     kept, resized = _at_size(start.state, config, overrides)
     return Checkpoint(
         folder=path.parent,
@@ -238,7 +232,7 @@ def _architecture(data: Mapping[str, Any], path: Path) -> tuple[str, str | None]
 
 def _released_spec(
     state: Mapping[str, Tensor],
-    family: str,
+    kind: tuple[str, str],
     towers: Mapping[str, tuple[int, int]],
     temperature: float | None,
     where: str,
@@ -253,13 +247,13 @@ def _released_spec(
             f"{', '.join(unlike)}; is it complete?"
         )
     # It prunes CLIP's text only until the batch's last EOT would move, which ours follows instead: dense text.
-    pruned = {"vision"} if family == "clip" else set(towers)
+    pruned = ("vision",) if kind[0] == "clip" else MODELS[kind].prunable
     return PruningSpec(
         method="madtp",
         variant="released",
         temperature=temperature or 0.0,
         strength=RELEASED_STRENGTH,
-        layers={tower: tuple(range(layers * (tower in pruned))) for tower, (layers, _) in towers.items()},
+        layers={tower: tuple(range(towers[tower][0])) for tower in pruned},
         alignment_tokens=len(tokens),
         alignment_dim=dim,
         projection="per_layer" if mapped else "none",
@@ -292,8 +286,8 @@ def _at_size(
 
 
 def _left_out(extras: Mapping[str, Tensor]) -> tuple[str, ...]:
-    state = [key for key in extras if not key.endswith("position_ids")]
-    return (f"left out {len(state)} tensors that only training used: momentum copies, queues",) if state else ()
+    count = sum(map(layouts.is_training_state, extras))
+    return (f"left out {count} tensors that only training used: momentum copies, queues",) if count else ()
 
 
 def fill(

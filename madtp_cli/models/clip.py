@@ -191,7 +191,7 @@ class TextModel(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipOutput(Output):
-    """What a forward pass gives: logits [I, S] are the scaled similarities of all images and texts.
+    """What a forward pass gives: logits [S, I] are the scaled similarities of all texts and images.
 
     image_embeds [I, d] and text_embeds [S, d] have length one; encoded [S, C] are the EOT states.
     """
@@ -238,7 +238,7 @@ class ClipForRetrieval(PrunedModel):
         image_embeds, text_embeds = self.image_embeds(seen), self.text_embeds(read)
         rows = torch.arange(len(images), device=images.device)
         return ClipOutput(
-            logits=self._similarity(image_embeds, text_embeds),
+            logits=self._similarity(text_embeds, image_embeds),
             encoded=read.last(),
             images=seen,
             vision=vision.trace,
@@ -285,10 +285,10 @@ class ClipForRetrieval(PrunedModel):
         """Project the EOT states of encoded texts into the common space: [S, d] of length one."""
         return normalize(self.text_projection(text.last()).float(), dim=-1)
 
-    def _similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    def _similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         # Similarities lie close together and are scaled up to a hundredfold: half precision would blur them.
         with torch.autocast(image_embeds.device.type, enabled=False):
-            return self.logit_scale.float().exp() * image_embeds @ text_embeds.t()  # [I, S]
+            return self.logit_scale.float().exp() * text_embeds @ image_embeds.t()  # [S, I]
 
     def _text_macs(
         self, counts: Sequence[analytic.LayerCounts], image_tokens: Tensor, text_lengths: Tensor

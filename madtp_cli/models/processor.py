@@ -1,11 +1,17 @@
-"""From a user's images and sentences to what the model takes, with HF's image processor and tokenizer."""
+"""From a user's images and texts to what a model takes, with HF's image processors and tokenizers.
+
+One object prepares what a data set reads (`image`, `words`, `answer`) and what a user hands in (the call), so that the
+two cannot differ.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from madtp_cli.errors import SourceError
@@ -13,66 +19,197 @@ from madtp_cli.errors import SourceError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENCODE = "[ENC]"
-FILES = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+DECODE, ENCODE = "[DEC]", "[ENC]"
+IMAGES = "preprocessor_config.json"
+FILES = (IMAGES, "tokenizer.json", "tokenizer_config.json")
+# What tells that a folder has a tokenizer, whichever kind it is.
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
+# The tokenizers that published checkpoints were trained with; a file of weights does not bring one.
+PUBLISHED = {"blip": "bert-base-uncased", "clip": "openai/clip-vit-large-patch14"}
 
 
-class PairProcessor:
-    """Prepare pairs of images and sentences: `model(**processor([(left, right)], ["there is a dog"]))`."""
+class Processor:
+    """Prepare images and texts for one task: `model(**processor(images, texts))`.
 
-    def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+    Images are pairs for nlvr2 and single ones otherwise; retrieval and caption models take a caption with each.
+    """
+
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, *, family: str = "blip", task: str = "nlvr2", longest: int = 512
+    ) -> None:
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.family = family
+        self.task = task
+        self.longest = longest
 
     @classmethod
-    def from_words(cls, words: Sequence[str], image_size: int) -> PairProcessor:
+    def from_words(
+        cls, words: Sequence[str], image_size: int, *, family: str = "blip", task: str = "nlvr2", longest: int = 64
+    ) -> Processor:
         """Make the processor of a model whose vocabulary is a list of whole words, special tokens first."""
         from transformers import BertTokenizer
 
         vocabulary = {word: index for index, word in enumerate(words)}
-        tokenizer = BertTokenizer(vocab=vocabulary, extra_special_tokens=["[DEC]", ENCODE])
-        return cls(_image_processor()(size={"height": image_size, "width": image_size}), tokenizer)
+        tokenizer = BertTokenizer(vocab=vocabulary, extra_special_tokens=[DECODE, ENCODE])
+        images = image_processor(family, image_size)
+        return cls(images, tokenizer, family=family, task=task, longest=longest)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> PairProcessor:
-        """Read the processor that lies beside a checkpoint; raises SourceError if it cannot be read."""
-        from transformers import AutoTokenizer
+    def from_folder(
+        cls,
+        folder: Path,
+        *,
+        family: str = "blip",
+        task: str = "nlvr2",
+        image_size: int | None = None,
+        tokenizer: str | None = None,
+        longest: int = 512,
+    ) -> Processor:
+        """Read the processor of a checkpoint folder or file.
 
-        # transformers makes a tokenizer without words where its file is missing.
-        if missing := [name for name in FILES if not (folder / name).is_file()]:
-            raise SourceError(f"{folder / missing[0]}: no such file; the checkpoint folder is incomplete")
-        try:
-            return cls(
-                _image_processor().from_pretrained(folder, local_files_only=True),
-                AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            )
-        except Exception as error:  # transformers raises many kinds
-            message = " ".join(str(error).split())
-            raise SourceError(f"{folder}: its processor cannot be read: {message}") from error
+        `tokenizer` names another one: a folder, or a hub id. Without one in the folder, the published one of the family
+        is taken, from the cache where there is no network. `image_size` is used where nothing lies beside the weights,
+        or replaces what does. Raises SourceError if anything is missing or cannot be read.
+        """
+        own = folder.is_dir() and any((folder / name).is_file() for name in _TOKENIZERS)
+        words = _tokenizer(str(folder) if own and tokenizer is None else tokenizer or PUBLISHED[family], family)
+        if folder.is_dir() and (folder / IMAGES).is_file():
+            images = _read(lambda: _image_class(family).from_pretrained(folder, local_files_only=True), str(folder))
+            if image_size is not None:
+                images = image_processor(family, image_size, mean=images.image_mean, std=images.image_std)
+        elif image_size is None:
+            raise SourceError(f"{folder / IMAGES}: no such file; the checkpoint folder is incomplete")
+        else:
+            images = image_processor(family, image_size)
+        return cls(images, words, family=family, task=task, longest=longest)
 
     def save(self, folder: Path) -> None:
         """Write preprocessor_config.json and the tokenizer's files."""
         self.image_processor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def __call__(self, images: Sequence[tuple[Image, Image]], sentences: Sequence[str]) -> dict[str, Any]:
-        """Return the model's arguments for one sentence per pair of images; raises ValueError if the counts differ."""
-        if len(images) != len(sentences):
-            raise ValueError(f"got {len(images)} pairs of images for {len(sentences)} sentences; give one for each")
-        flat = [image for pair in images for image in pair]
-        pixels = self.image_processor(flat, return_tensors="pt")["pixel_values"]
-        ids = self.tokenizer(list(sentences))["input_ids"]
-        encode = self.tokenizer.convert_tokens_to_ids(ENCODE)
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What pixels are normalised by, in units of 0..1."""
+        return tuple(self.image_processor.image_mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What pixels are normalised by, in units of 0..1."""
+        return tuple(self.image_processor.image_std)
+
+    def image(self, image: Image) -> Any:
+        """Resize and crop an image to [H, W, 3] uint8."""
+        found = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+        return np.ascontiguousarray(found[0].transpose(1, 2, 0).astype(np.uint8))
+
+    def words(self, text: str) -> list[int]:
+        """Return the ids of a text as the task's encoder (for captions: decoder) reads it, cut to what it takes."""
+        ids = self.tokenizer(text, truncation=True, max_length=self.longest)["input_ids"]
+        first = {"nlvr2": ENCODE, "vqa": ENCODE, "caption": DECODE}.get(self.task)
+        return list(ids) if first is None else [self._id(first), *ids[1:]]
+
+    def answer(self, text: str) -> list[int]:
+        """Return the ids of a text as the decoder writes it: [DEC], words, [SEP]."""
+        ids = self.tokenizer(text, truncation=True, max_length=self.longest)["input_ids"]
+        return [self._id(DECODE), *ids[1:]]
+
+    def prompt(self, text: str) -> list[int]:
+        """Return the ids of [DEC] and a prompt, left open."""
+        return self.answer(text)[:-1]
+
+    def prompt_length(self, prompt: str) -> int:
+        """Return how many tokens [DEC] and a caption's prompt are."""
+        return len(self.prompt(prompt))
+
+    def decode(self, ids: Sequence[int], prompt: str = "") -> str:
+        """Return the words of what a decoder wrote, without special tokens and without the prompt."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return " ".join(re.sub(rf"^\s*{re.escape(prompt.strip())}", "", text).split())
+
+    def __call__(self, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Any]:
+        """Return the model's arguments for one text per image (or pair); raises ValueError if the counts differ."""
+        pairs = self.task == "nlvr2"
+        if len(images) != len(texts):
+            what = "pairs of images" if pairs else "images"
+            noun = "sentences" if pairs else "texts"
+            raise ValueError(f"got {len(images)} {what} for {len(texts)} {noun}; give one for each")
+        flat = [image for pair in images for image in pair] if pairs else list(images)
+        ids = [self.words(text) for text in texts]
         return {
-            "images": pixels,
-            "text": torch.tensor([token for sentence in ids for token in [encode, *sentence[1:]]]),
-            "text_lengths": [len(sentence) for sentence in ids],
-            "image_index": [(2 * row, 2 * row + 1) for row in range(len(ids))],
+            "images": self.image_processor(flat, return_tensors="pt")["pixel_values"],
+            "text": torch.tensor([token for text in ids for token in text]),
+            "text_lengths": [len(text) for text in ids],
+            "image_index": [(2 * row, 2 * row + 1) for row in range(len(ids))] if pairs else list(range(len(ids))),
         }
 
+    def _id(self, token: str) -> int:
+        number: int = self.tokenizer.convert_tokens_to_ids(token)
+        return number
 
-def _image_processor() -> Any:
+
+def image_processor(family: str, size: int, **normalise: Any) -> Any:
+    """Make the family's image processor: BLIP squeezes an image into a square, CLIP cuts the middle out."""
+    settings = {f"image_{name}": value for name, value in normalise.items()}
+    if family == "clip":
+        crop = {"height": size, "width": size}
+        return _image_class(family)(size={"shortest_edge": size}, crop_size=crop, **settings)
+    return _image_class(family)(size={"height": size, "width": size}, **settings)
+
+
+def _image_class(family: str) -> Any:
     # The PIL backend whether torchvision is there or not: the two resize slightly differently.
+    if family == "clip":
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        return CLIPImageProcessorPil
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     return BlipImageProcessorPil
+
+
+def _tokenizer(name: str, family: str) -> Any:
+    """Open a tokenizer and give it BLIP's two special tokens if it lacks them."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _fetched(name)
+    tokenizer = _read(lambda: _tokenizer_class().from_pretrained(folder, local_files_only=True), str(folder))
+    if family == "blip":
+        missing = [token for token in (DECODE, ENCODE) if token not in tokenizer.get_vocab()]
+        if missing:
+            tokenizer.add_special_tokens({"additional_special_tokens": missing})
+    return tokenizer
+
+
+def _tokenizer_class() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def _fetched(name: str) -> Path:
+    """Return the folder of a tokenizer of the hub, from the cache if it is there; raises SourceError."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*token*.json", "vocab*", "merges.txt", "config.json"]
+    for cached in (True, False):
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=cached))
+        except Exception:  # the hub's client raises many kinds
+            continue
+        if any((folder / file).is_file() for file in _TOKENIZERS):
+            return folder
+    raise SourceError(
+        f"{name}: this tokenizer is neither a folder here nor in the cache, and cannot be fetched; where there is a "
+        f"network, run: hf download {name} --include '*token*.json' 'vocab*' merges.txt config.json --local-dir "
+        "FOLDER; then name the folder with --set model.tokenizer=FOLDER"
+    )
+
+
+def _read(read: Any, where: str) -> Any:
+    try:
+        return read()
+    except Exception as error:  # transformers raises many kinds
+        message = " ".join(str(error).split())
+        raise SourceError(f"{where}: its processor cannot be read: {message}") from error

@@ -125,7 +125,7 @@ def test_the_dense_model_is_transformers_own(
     close: Any = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(output.image_embeds, expected.image_embeds, **close)
     torch.testing.assert_close(output.text_embeds, expected.text_embeds, **close)
-    torch.testing.assert_close(output.logits, expected.logits_per_image, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.logits, expected.logits_per_text, atol=1e-4, rtol=1e-4)
     states = expected.text_model_output.last_hidden_state
     ends = torch.tensor(LENGTHS) - 1
     torch.testing.assert_close(output.encoded, states[torch.arange(len(ends)), ends], **close)

@@ -1,0 +1,255 @@
+"""From a recipe's data and inference sections to splits and the task that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from madtp_cli.data import custom, karpathy, nlvr2, nlvr_v1, scenes, sentences, shapes, shapes_single, vqav2
+from madtp_cli.data.batch import Split
+from madtp_cli.data.caption_metrics import caption_scores
+from madtp_cli.data.metrics import nlvr2_scores, recalls, vqa_accuracy
+from madtp_cli.data.order import Shuffled
+from madtp_cli.engine.tasks.base import Normalisation, Task
+from madtp_cli.engine.tasks.caption import Caption, Writing
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.engine.tasks.retrieval import Retrieval
+from madtp_cli.engine.tasks.vqa import Answering, Vqa
+from madtp_cli.models.processor import Processor
+from madtp_cli.recipe import Recipe
+from madtp_cli.recipe_sections import DataSection, SplitFiles
+
+SPLITS = ("train", "validation", "test")
+# BLIP's list of answers to rank has 3,128: those given most often in the training split.
+ANSWERS = 3128
+SHAPES_SPLITS: Mapping[str, type[Any]] = {
+    "nlvr2": shapes.ShapesPairs,
+    "vqa": shapes_single.ShapesQuestions,
+    "caption": shapes_single.ShapesCaptions,
+    "retrieval": shapes_single.ShapesRetrieval,
+}
+KARPATHY: Mapping[str, type[Any]] = {"caption": karpathy.KarpathyCaptions, "retrieval": karpathy.KarpathyRetrieval}
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run has to know of a data set: the words and image side a model from scratch is made for, the side of the
+    patches it has labels for (0 for none), and what a model made on it cannot do.
+    """
+
+    vocabulary: tuple[str, ...] = ()
+    image_size: int | None = None
+    labelled_patch: int = 0
+    limits: tuple[str, ...] = ("Trained and measured on the data named above only.",)
+
+
+FACTS: Mapping[str, DataFacts] = {
+    "shapes": DataFacts(
+        tuple(sentences.VOCABULARY),
+        scenes.IMAGE_SIZE,
+        scenes.PATCH_SIZE,
+        (
+            "Trained and measured on generated scenes of coloured shapes: it knows nothing of photographs.",
+            "English sentences of the 61 words in its vocabulary only.",
+        ),
+    ),
+}
+
+
+def facts(name: str) -> DataFacts:
+    """Return what is known of a data set."""
+    return FACTS.get(name, DataFacts())
+
+
+class Splits:
+    """The three splits of a run, each opened when it is first asked for, and the task that reads them."""
+
+    def __init__(self, open_split: Callable[[str], Split[Any]], make_task: Callable[[Splits], Task]) -> None:
+        self._open = open_split
+        self._make_task = make_task
+
+    @cached_property
+    def train(self) -> Split[Any]:
+        """The training split, in the order of training."""
+        return self._open("train")
+
+    @cached_property
+    def validation(self) -> Split[Any]:
+        """The split that chooses weights and strength."""
+        return self._open("validation")
+
+    @cached_property
+    def test(self) -> Split[Any]:
+        """The split that is read once."""
+        return self._open("test")
+
+    @cached_property
+    def task(self) -> Task:
+        """How a model is run, trained and scored on them."""
+        return self._make_task(self)
+
+    def named(self, name: str) -> Split[Any]:
+        """Return `validation` (or `val`) or `test`."""
+        return self.test if name == "test" else self.validation
+
+    def broken(self) -> dict[str, list[str]]:
+        """Name the broken images met so far, by split."""
+        opened = {name: self.__dict__[name] for name in SPLITS if name in self.__dict__}
+        return {name: list(found) for name, split in opened.items() if (found := getattr(split, "broken", None))}
+
+
+def open_splits(recipe: Recipe, processor: Processor) -> Splits:
+    """Make a recipe's data ready to open; raises SourceError once a split is opened that is not there."""
+    return Splits(partial(_open, recipe, processor), partial(make_task, recipe, processor))
+
+
+def make_task(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+    """Put together how the recipe's task is run, trained and scored."""
+    return TASKS[recipe.task](recipe, processor, splits)
+
+
+def _nlvr2(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+    metric = shapes.accuracy if recipe.data.name == "shapes" else nlvr2_scores
+    return Nlvr2(metric, _normalisation(processor))
+
+
+def _vqa(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+    how = recipe.inference
+    words: tuple[str, ...] = ()
+    if how.answers == "rank":
+        words = _candidates(recipe, splits)
+    answering = Answering(
+        by=how.answers,
+        candidates=words,
+        candidate_ids=tuple(tuple(processor.answer(word)) for word in words),
+        decode=processor.decode,
+        k=how.k_test,
+        beams=how.beams,
+        max_length=how.max_length,
+    )
+    metric = shapes_single.answered if recipe.data.name == "shapes" else vqa_accuracy
+    return Vqa(metric, answering, _normalisation(processor), recipe.training.label_smoothing)
+
+
+def _candidates(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
+    if recipe.inference.answer_list is not None:
+        return tuple(vqav2.read_answers(Path(recipe.inference.answer_list)))
+    if recipe.data.name == "shapes":
+        return shapes_single.answer_list()
+    train = splits.train
+    return tuple(vqav2.frequent_answers(train.split if isinstance(train, Shuffled) else train, ANSWERS))
+
+
+def _caption(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+    how, shaped = recipe.inference, recipe.data.name == "shapes"
+    prompt = "" if shaped else how.prompt
+    writing = Writing(
+        prompt=tuple(processor.prompt(prompt)),
+        decode=partial(processor.decode, prompt=prompt),
+        beams=how.beams,
+        min_length=how.min_length,
+        max_length=how.max_length,
+    )
+    return Caption(
+        shapes_single.captioned if shaped else caption_scores,
+        writing,
+        _normalisation(processor),
+        score="accuracy" if shaped else "cider_javafree",
+        label_smoothing=recipe.training.label_smoothing,
+    )
+
+
+def _retrieval(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+    return Retrieval(recalls, _normalisation(processor), k=recipe.inference.k_test)
+
+
+TASKS: Mapping[str, Callable[[Recipe, Processor, Splits], Task]] = {
+    "nlvr2": _nlvr2,
+    "vqa": _vqa,
+    "caption": _caption,
+    "retrieval": _retrieval,
+}
+
+
+def _normalisation(processor: Processor) -> Normalisation:
+    return Normalisation(processor.mean, processor.std)
+
+
+def _open(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
+    """Open one split; the training split of files is shuffled anew in every epoch."""
+    data = recipe.data
+    opened = OPENERS[data.name](recipe, processor, split)
+    if split == "train" and data.name != "shapes" and hasattr(opened, "gather"):
+        return Shuffled(opened, data.seed)
+    return opened
+
+
+def _open_shapes(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
+    data = recipe.data
+    samples = {"train": data.train_samples, "validation": data.validation_samples, "test": data.test_samples}[split]
+    made: Split[Any] = SHAPES_SPLITS[recipe.task](
+        split, samples, seed=data.seed, image_size=data.image_size or scenes.IMAGE_SIZE
+    )
+    return made
+
+
+def _open_pairs(kind: type[Any], recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
+    data = recipe.data
+    opened: Split[Any] = kind(_file(data, split), _images(data), processor, max_broken=data.max_broken)
+    return opened
+
+
+def _open_vqav2(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
+    data = recipe.data
+    assert data.questions is not None
+    annotations = _file(data, split) if data.annotations is not None else None
+    questions = Path(getattr(data.questions, split))
+    return vqav2.VqaQuestions(questions, annotations, _images(data), processor, max_broken=data.max_broken)
+
+
+def _open_karpathy(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
+    data = recipe.data
+    prompt = {"prompt": recipe.inference.prompt} if recipe.task == "caption" else {}
+    opened: Split[Any] = KARPATHY[recipe.task](
+        _file(data, split), _images(data), split, processor, max_broken=data.max_broken, **prompt
+    )
+    return opened
+
+
+def _open_custom(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
+    data = recipe.data
+    opened: Split[Any] = custom.CustomSplit(
+        recipe.task,
+        data.source or "",
+        getattr(data.splits, split),
+        data.columns or {},
+        processor,
+        streaming=data.streaming,
+        max_broken=data.max_broken,
+    )
+    return opened
+
+
+OPENERS: Mapping[str, Callable[[Recipe, Processor, str], Split[Any]]] = {
+    "shapes": _open_shapes,
+    "nlvr2": partial(_open_pairs, nlvr2.Nlvr2Pairs),
+    "nlvr_v1": partial(_open_pairs, nlvr_v1.NlvrV1Pairs),
+    "vqav2": _open_vqav2,
+    "coco": _open_karpathy,
+    "flickr30k": _open_karpathy,
+    "custom": _open_custom,
+}
+
+
+def _file(data: DataSection, split: str) -> Path:
+    """Return the annotations of a split."""
+    assert data.annotations is not None
+    return Path(getattr(data.annotations, split) if isinstance(data.annotations, SplitFiles) else data.annotations)
+
+
+def _images(data: DataSection) -> Path:
+    assert data.images is not None
+    return Path(data.images)

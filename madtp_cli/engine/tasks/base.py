@@ -1,0 +1,119 @@
+"""What the engine asks of a task: how a batch goes through a model, what is lost on it, and how answers are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from madtp_cli.data.batch import Batch
+from madtp_cli.models.base import Output
+
+# Of the images that BLIP and CLIP were pretrained on, in units of 0..1.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation that pixels are normalised by, in units of 0..1."""
+
+    mean: tuple[float, ...] = IMAGE_MEAN
+    std: tuple[float, ...] = IMAGE_STD
+
+    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
+        """Normalise uint8 images [I, 3, H, W]."""
+        mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=device).view(3, 1, 1)
+        return (images.to(device).float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a split came to: metrics, and for every sample its answer and the numbers that it was chosen by."""
+
+    metrics: Mapping[str, float]
+    predictions: Sequence[Any]
+    logits: Sequence[Sequence[float]]
+
+
+class Scorer(Protocol):
+    """Collects the answers of a split."""
+
+    def add(self, batch: Any, output: Any) -> None:
+        """Answer a batch from its forward pass, and remember."""
+
+    def scores(self) -> Scores:
+        """Score everything that was added."""
+
+
+class Task(Protocol):
+    """One task of one family of models."""
+
+    name: str
+    score: str
+    """The metric by which validation chooses between weights; larger is better."""
+    normalise: Normalisation
+
+    def forward(
+        self,
+        model: Any,
+        batch: Any,
+        device: torch.device,
+        *,
+        training: bool = False,
+        learn: bool = False,
+        probe: bool = False,
+        like: Any = None,
+    ) -> Any:
+        """Run a batch; `training` adds what only a loss needs, `like` is the student's output that a teacher follows."""
+
+    def losses(self, output: Any, batch: Any) -> dict[str, Tensor]:
+        """Return the task's own losses of a training pass, by name."""
+
+    def compared(self, output: Any) -> list[Tensor]:
+        """Return the logits [R, n] in which a pruned model imitates the dense one."""
+
+    def scorer(self, model: Any) -> Scorer:
+        """Start scoring a split."""
+
+
+def arguments(batch: Batch, normalise: Normalisation, device: torch.device) -> dict[str, Any]:
+    """Return what every model's forward pass takes."""
+    return {
+        "images": normalise(batch.images, device),
+        "text": batch.text.to(device),
+        "text_lengths": batch.text_lengths,
+        "image_index": batch.image_index.tolist(),
+    }
+
+
+class PlainTask:
+    """A task whose training pass is its inference pass; the others extend it."""
+
+    name: str
+    score: str
+
+    def __init__(self, normalise: Normalisation | None = None) -> None:
+        self.normalise = normalise or Normalisation()
+
+    def forward(
+        self,
+        model: Any,
+        batch: Any,
+        device: torch.device,
+        *,
+        training: bool = False,
+        learn: bool = False,
+        probe: bool = False,
+        like: Any = None,
+    ) -> Any:
+        """Run a batch as in inference."""
+        return model(**arguments(batch, self.normalise, device), learn=learn, probe=probe)
+
+    def compared(self, output: Output) -> list[Tensor]:
+        """Return the answers' logits."""
+        return [output.logits]

@@ -1,0 +1,84 @@
+"""What does an image show?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from madtp_cli.data.batch import CaptionBatch
+from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
+from madtp_cli.models.base import Output
+from madtp_cli.models.caption import BlipForCaption, caption_loss
+
+Metric = Callable[[Sequence[str], Sequence[tuple[str, ...]], Sequence[str]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How captions are written: from the ids of [DEC] and a prompt, by beam search; decode drops the prompt."""
+
+    prompt: tuple[int, ...]
+    decode: Callable[[Sequence[int]], str]
+    beams: int = 3
+    min_length: int = 5
+    max_length: int = 20
+
+
+class Caption(PlainTask):
+    """Captions learned as text, scored by `metric(captions, references, ids)`."""
+
+    name = "caption"
+
+    def __init__(
+        self,
+        metric: Metric,
+        writing: Writing,
+        normalise: Normalisation | None = None,
+        *,
+        score: str,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(normalise)
+        self.metric = metric
+        self.writing = writing
+        self.score = score
+        self.label_smoothing = label_smoothing
+
+    def losses(self, output: Output, batch: CaptionBatch) -> dict[str, Tensor]:
+        """Return the mean negative log-likelihood of the words after the prompt."""
+        text = batch.text.to(output.logits.device)
+        lost = caption_loss(
+            output.logits, text, batch.text_lengths, batch.prompt_length, label_smoothing=self.label_smoothing
+        )
+        return {"task": lost}
+
+    def scorer(self, model: BlipForCaption) -> _Scorer:
+        """Start scoring a split."""
+        return _Scorer(model, self.metric, self.writing)
+
+
+class _Scorer:
+    def __init__(self, model: BlipForCaption, metric: Metric, writing: Writing) -> None:
+        self.model = model
+        self.metric = metric
+        self.writing = writing
+        self.predictions: dict[str, str] = {}
+        self.references: dict[str, tuple[str, ...]] = {}
+
+    def add(self, batch: CaptionBatch, output: Output) -> None:
+        """Write a caption of every image from its encoded tokens."""
+        how = self.writing
+        written = self.model.generate(
+            output.images, how.prompt, beams=how.beams, min_length=how.min_length, max_length=how.max_length
+        )
+        for row, image in enumerate(batch.image_index.tolist()):
+            self.predictions[batch.ids[row]] = how.decode(written[image])
+            self.references[batch.ids[row]] = batch.references[row]
+
+    def scores(self) -> Scores:
+        """Score."""
+        predictions = list(self.predictions.values())
+        metrics = dict(self.metric(predictions, list(self.references.values()), list(self.predictions)))
+        return Scores(metrics, predictions, [[]] * len(predictions))

@@ -1,0 +1,55 @@
+"""Is a sentence true of a pair of images?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from madtp_cli.data.batch import PairBatch
+from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
+from madtp_cli.models.base import Output
+from madtp_cli.models.nlvr import BlipForNlvr
+
+Metric = Callable[[Sequence[int], Sequence[int], Sequence[str]], Mapping[str, float]]
+
+
+class Nlvr2(PlainTask):
+    """Two-way classification, scored by `metric(predictions, labels, groups)`."""
+
+    name = "nlvr2"
+    score = "accuracy"
+
+    def __init__(self, metric: Metric, normalise: Normalisation | None = None) -> None:
+        super().__init__(normalise)
+        self.metric = metric
+
+    def losses(self, output: Output, batch: PairBatch) -> dict[str, Tensor]:
+        """Return the cross-entropy of the answers."""
+        return {"task": cross_entropy(output.logits, batch.labels.to(output.logits.device))}
+
+    def scorer(self, model: BlipForNlvr) -> _Scorer:
+        """Start scoring a split."""
+        return _Scorer(self.metric)
+
+
+class _Scorer:
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.logits: list[list[float]] = []
+        self.predictions: list[int] = []
+        self.labels: list[int] = []
+        self.groups: list[str] = []
+
+    def add(self, batch: PairBatch, output: Output) -> None:
+        """Take the likelier of false and true."""
+        self.logits += output.logits.tolist()
+        self.predictions += output.logits.argmax(-1).tolist()
+        self.labels += batch.labels.tolist()
+        self.groups += batch.groups
+
+    def scores(self) -> Scores:
+        """Score."""
+        metrics = dict(self.metric(self.predictions, self.labels, self.groups))
+        return Scores(metrics, [bool(answer) for answer in self.predictions], self.logits)

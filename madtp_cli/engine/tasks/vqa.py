@@ -1,0 +1,117 @@
+"""What is the answer to a question about an image?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from madtp_cli.data.batch import QuestionBatch
+from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
+from madtp_cli.models.vqa import BlipForVqa, VqaOutput, answer_losses
+
+Metric = Callable[[Sequence[str], Sequence[tuple[str, ...]], Sequence[str]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How answers are found: ranked among `candidates` (words and token ids), or generated with a beam search.
+
+    k is how many candidates, the likeliest by their first token, are compared in full; decode turns ids into words.
+    """
+
+    by: Literal["rank", "generate"]
+    candidates: tuple[str, ...]
+    candidate_ids: tuple[tuple[int, ...], ...]
+    decode: Callable[[Sequence[int]], str]
+    k: int = 128
+    beams: int = 3
+    max_length: int = 10
+
+
+class Vqa(PlainTask):
+    """Answers learned as text, scored by `metric(answers, references, kinds)`."""
+
+    name = "vqa"
+    score = "accuracy"
+
+    def __init__(
+        self,
+        metric: Metric,
+        answering: Answering,
+        normalise: Normalisation | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(normalise)
+        self.metric = metric
+        self.answering = answering
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self,
+        model: BlipForVqa,
+        batch: QuestionBatch,
+        device: torch.device,
+        *,
+        training: bool = False,
+        learn: bool = False,
+        probe: bool = False,
+        like: Any = None,
+    ) -> VqaOutput:
+        """Read questions; in training, the answers too."""
+        given = arguments(batch, self.normalise, device)
+        if training:
+            given |= {
+                "answers": batch.answers.to(device),
+                "answer_lengths": batch.answer_lengths,
+                "answer_index": batch.answer_index.tolist(),
+            }
+        output: VqaOutput = model(**given, learn=learn, probe=probe)
+        return output
+
+    def losses(self, output: VqaOutput, batch: QuestionBatch) -> dict[str, Tensor]:
+        """Return the answers' negative log-likelihood, weighted by how many people gave them, per question."""
+        device = output.logits.device
+        lost = answer_losses(
+            output.logits, batch.answers.to(device), batch.answer_lengths, label_smoothing=self.label_smoothing
+        )  # [A]
+        return {"task": (batch.answer_weights.to(device) * lost).sum() / batch.samples}
+
+    def scorer(self, model: BlipForVqa) -> _Scorer:
+        """Start scoring a split."""
+        return _Scorer(model, self.metric, self.answering)
+
+
+class _Scorer:
+    def __init__(self, model: BlipForVqa, metric: Metric, answering: Answering) -> None:
+        self.model = model
+        self.metric = metric
+        self.answering = answering
+        self.predictions: list[str] = []
+        self.logits: list[list[float]] = []
+        self.references: list[tuple[str, ...]] = []
+        self.groups: list[str] = []
+
+    def add(self, batch: QuestionBatch, output: VqaOutput) -> None:
+        """Answer from the questions' states."""
+        how = self.answering
+        if how.by == "rank":
+            lengths = [len(ids) for ids in how.candidate_ids]
+            flat = torch.tensor([token for ids in how.candidate_ids for token in ids], device=output.encoded.device)
+            best, log_probability, _ = self.model.rank(output, flat, lengths, min(how.k, len(lengths)))
+            self.predictions += [how.candidates[answer] for answer in best.tolist()]
+            self.logits += log_probability.tolist()
+        else:
+            written = self.model.generate(output, max_length=how.max_length, beams=how.beams)
+            self.predictions += [how.decode(ids) for ids in written]
+            self.logits += [[]] * batch.samples
+        self.references += batch.references
+        self.groups += batch.groups
+
+    def scores(self) -> Scores:
+        """Score."""
+        metrics = dict(self.metric(self.predictions, self.references, self.groups))
+        return Scores(metrics, self.predictions, self.logits)
