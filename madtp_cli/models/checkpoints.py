@@ -28,7 +28,8 @@ from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.retrieval import BlipForRetrieval
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.vqa import BlipForVqa
-from madtp_cli.models.weights import WEIGHTS, one_line, read_file, read_folder, read_json
+from madtp_cli.models.weights import WEIGHTS as WEIGHTS
+from madtp_cli.models.weights import one_line, read_file, read_folder, read_json
 
 BUILTIN = "builtin:"
 CONFIG = "config.json"

@@ -69,11 +69,9 @@ _TRANSPOSED = {"visual.proj", "text_projection"}
 _FUSED = re.compile(r"^((?:visual\.)?transformer\.resblocks\.\d+\.)attn\.in_proj_(weight|bias)$")
 _SPLIT = re.compile(r"^((?:vision|text)_model\.encoder\.layers\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)$")
 
-# State of a training that is over: momentum copies, queues of negatives; and constants that archives carry along.
-_EXTRA = re.compile(
-    r"^\w+_m(\.|$)|^(image|text|idx|ptr)_queue$|^queue_ptr$|\.position_ids$"
-    r"|^(input_resolution|context_length|vocab_size)$"
-)
+# State of a training that is over (momentum copies, queues of negatives), and constants that files carry along.
+_TRAINING = re.compile(r"^\w+_m(\.|$)|^(image|text|idx|ptr)_queue$|^queue_ptr$")
+_CONSTANT = re.compile(r"\.position_ids$|^(input_resolution|context_length|vocab_size)$")
 
 TIED = {
     "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
@@ -138,7 +136,8 @@ def to_hf(state: State, where: str = "state dict") -> tuple[dict[str, Tensor], d
     extras: dict[str, Tensor] = {}
     for key, value in state.items():
         # HF's BLIP has carried CLIP's scale without ever using it.
-        if _EXTRA.search(key) or (found.family == "blip" and key == "logit_scale"):
+        unused = found.family == "blip" and key == "logit_scale"
+        if is_training_state(key) or _CONSTANT.search(key) or unused:
             extras[key] = value
         elif found.layout == "openai" and (fused := _FUSED.match(key)):
             block = _rename(f"{fused[1]}ln_1.", table).removesuffix("layer_norm1.")
@@ -148,6 +147,11 @@ def to_hf(state: State, where: str = "state dict") -> tuple[dict[str, Tensor], d
             flip = found.layout == "openai" and key in _TRANSPOSED
             converted[_rename(key, table)] = value.T.contiguous() if flip else value
     return converted, extras
+
+
+def is_training_state(key: str) -> bool:
+    """Tell momentum copies and queues, which no model has, from other extras."""
+    return _TRAINING.search(key) is not None
 
 
 def from_hf(converted: State, extras: State, layout: Layout) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what was saved comes back bit by bit, and every way they can be broken is named."""
+"""Checkpoints: what was saved, by us or others, comes back bit by bit, and every way they can be broken is named."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.checkpoints import CONFIG, WEIGHTS, builtin_folder, open_checkpoint, save_weights
+from madtp_cli.models.checkpoints import (
+    CONFIG,
+    WEIGHTS,
+    WeightsError,
+    builtin_folder,
+    export_state,
+    open_checkpoint,
+    save_weights,
+)
 from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
+from tests.models.released_states import released
 
 Make = Callable[[PruningSpec], BlipForNlvr]
 BUDGET = {"target_reduction": 0.8, "reached_reduction": 0.79, "met": False}
@@ -188,3 +197,268 @@ def test_an_unknown_builtin_is_named_with_those_there_are() -> None:
     with pytest.raises(SourceError, match=re.escape("builtin:nothing: no such built-in checkpoint; there are: ")):
         builtin_folder("nothing")
     assert _broken("builtin:nothing").startswith("builtin:nothing: ")
+
+
+Kind = tuple[str, str]
+KINDS: dict[str, Kind] = {kind: ("blip", kind) for kind in ("nlvr2", "vqa", "caption", "retrieval")} | {
+    "clip": ("clip", "retrieval")
+}
+
+
+def _saved(folder: Path, kind: str, *, madtp: bool = True, **beside: Any) -> tuple[Path, dict[str, Tensor]]:
+    state = released(kind, madtp=madtp)
+    torch.save({"model": state, **beside}, folder / f"{kind}.pth")
+    return folder / f"{kind}.pth", state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_released_state_dict_opens(tmp_path: Path, kind: str) -> None:
+    """Family, task, towers and the released pruning; the built model holds every tensor, bit by bit."""
+    path, state = _saved(tmp_path, kind, temperature=2.0)
+    opened = open_checkpoint(path)
+    assert (opened.family, opened.task, opened.folder, opened.source) == (*KINDS[kind], tmp_path, str(path))
+    assert opened.towers == {"vision": (2, 48 if kind == "clip" else 32), "text": (3, 32)}
+    spec = opened.spec
+    assert (spec.method, spec.variant, spec.tokens) == ("madtp", "released", "adaptive")
+    assert (spec.temperature, spec.strength, spec.alignment_tokens) == (2.0, 0.5, 5)
+    assert (spec.projection, spec.alignment_dim) == (("per_layer", 24) if kind == "clip" else ("none", 32))
+    assert spec.layers == {"vision": (0, 1)} | ({} if kind in ("clip", "caption") else {"text": (0, 1, 2)})
+    model = opened.build()
+    assert (model.family, model.task, model.training) == (*KINDS[kind], False)
+    assert model.plan is not None
+    exported = export_state(model, "openai" if kind == "clip" else "salesforce")
+    for key, value in exported.items():
+        assert torch.equal(value, state[key])
+    gone = re.compile(r"^\w+_m(\.|$)|_queue$")  # momentum copies and queues
+    assert set(state) - set(exported) == {key for key in state if gone.search(key)}
+    training = any("queue" in key for key in state)
+    assert bool(opened.notes) == training
+    if training:
+        assert opened.notes[0].startswith(f"left out {len(state) - len(exported)} tensors that only training used")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dense_state_dict_opens(tmp_path: Path, kind: str) -> None:
+    """Without what MADTP adds there is nothing to prune with; overrides reach the configuration."""
+    path, _ = _saved(tmp_path, kind, madtp=False)
+    opened = open_checkpoint(path, config={"vision_heads": 2, "text_heads": 4})
+    assert opened.spec == PruningSpec()
+    assert opened.config.vision_config.num_attention_heads == 2
+    assert opened.config.text_config.num_attention_heads == 4
+    assert opened.build().alignment is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_folder_of_a_real_checkpoint_opens_again(tmp_path: Path, kind: str) -> None:
+    """Saved, opened, saved: the same bytes, the same family and task, and the tensors of the file it came from."""
+    path, state = _saved(tmp_path, kind, temperature=2.0)
+    opened = open_checkpoint(path)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        save_weights(tmp_path / name, opened.build(), opened.spec, opened.task, {})
+        opened = open_checkpoint(tmp_path / name)
+        assert (opened.family, opened.task) == KINDS[kind]
+    for name in (CONFIG, WEIGHTS):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    exported = export_state(opened, "openai" if kind == "clip" else "salesforce")
+    assert all(torch.equal(exported[key], state[key]) for key in exported)
+
+
+def test_a_missing_temperature_is_said_and_can_be_given(tmp_path: Path) -> None:
+    """Zero prunes nothing; the override sets it, and is refused where nothing prunes or it is no temperature."""
+    path, _ = _saved(tmp_path, "vqa")
+    opened = open_checkpoint(path)
+    assert opened.spec.temperature == 0
+    assert opened.build().plan is None
+    assert opened.notes == (
+        "no pruning temperature is stored: opened dense; give model.config.pruning_temperature to prune",
+    )
+    given = open_checkpoint(path, config={"pruning_temperature": 3})
+    assert (given.spec.temperature, given.notes) == (3.0, ())
+    assert given.build().plan is not None
+    for bad in (-1, "3", True):
+        with pytest.raises(SourceError, match=r"pruning_temperature is .*; give a number of at least 0$"):
+            open_checkpoint(path, config={"pruning_temperature": bad})
+    dense, _ = _saved(tmp_path, "caption", madtp=False)
+    with pytest.raises(SourceError, match=r"caption\.pth: is dense; model\.config\.pruning_temperature is for"):
+        open_checkpoint(dense, config={"pruning_temperature": 3})
+
+
+def test_alignment_tokens_that_fit_no_tower_are_refused(tmp_path: Path) -> None:
+    """Without maps, the tokens are as wide as the towers."""
+    state = released("vqa") | {"space_dict": torch.zeros(4, 30)}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(SourceError, match=r"x\.pth: has alignment tokens 30 wide and no maps .* vision 32, text 32"):
+        open_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("kind", ["nlvr2", "clip"])
+def test_another_image_size_interpolates_positions(tmp_path: Path, kind: str) -> None:
+    """The note says so; the model takes such images; the size it has changes nothing."""
+    path, state = _saved(tmp_path, kind)
+    opened = open_checkpoint(path, config={"image_size": 48})
+    assert "image positions interpolated from 4x4 to 6x6 patches (48 pixels)" in opened.notes
+    model = opened.build()
+    assert model.image_tokens == 37
+    assert model.vision_model.embeddings(torch.zeros(1, 3, 48, 48)).spans.lengths == (37,)
+    same = open_checkpoint(path, config={"image_size": 32})
+    exported = export_state(same, "openai" if kind == "clip" else "salesforce")
+    assert all(torch.equal(exported[key], state[key]) for key in exported)
+
+
+def test_another_task_starts_with_what_fits(tmp_path: Path) -> None:
+    """NLVR2 from pretrained BLIP: the heads are drawn at random, all else is the file's, and a folder is complete."""
+    path, state = _saved(tmp_path, "pretrained", madtp=False)
+    with pytest.raises(SourceError, match=r"pretrained\.pth: is BLIP before finetuning, .*; say which: task nlvr2"):
+        open_checkpoint(path)
+    opened = open_checkpoint(path, task="nlvr2", config={"merge_from": 2})
+    assert (opened.task, opened.config.text_config.merge_from) == ("nlvr2", 2)
+    merge = "text_encoder.encoder.layer.2.crossattention.output.merge_layer"
+    heads = [f"cls_head.{n}.{name}" for n in (0, 2) for name in ("weight", "bias")]
+    assert opened.fresh == (*heads, f"{merge}.weight", f"{merge}.bias")
+    model = opened.build()
+    word = "text_encoder.embeddings.word_embeddings.weight"
+    assert torch.equal(model.state_dict()[word], state[word])
+    (tmp_path / "out").mkdir()
+    save_weights(tmp_path / "out", model, opened.spec, opened.task, {})
+    again = open_checkpoint(tmp_path / "out")
+    assert (again.task, again.fresh) == ("nlvr2", ())
+    assert torch.equal(again.build().state_dict()["cls_head.0.weight"], model.state_dict()["cls_head.0.weight"])
+
+
+def test_every_fault_is_kept(tmp_path: Path) -> None:
+    """The message counts them, names eight, and the error holds them all."""
+    path, state = _saved(tmp_path, "caption", madtp=False)
+    for layer in ("attention.self.query", "crossattention.self.query", "output.dense"):
+        for number in range(3):
+            state.pop(f"text_decoder.bert.encoder.layer.{number}.{layer}.weight")
+    torch.save(state, path)
+    with pytest.raises(WeightsError) as caught:
+        open_checkpoint(path).build()
+    assert len(caught.value.faults) == 9
+    assert str(caught.value).startswith(f"{path}: 9 tensors do not match the model: missing text_decoder.bert.")
+    assert str(caught.value).endswith("; and 1 more")
+    assert str(caught.value.__cause__).splitlines() == list(caught.value.faults)
+
+
+def test_a_head_that_is_not_the_embeddings_is_refused(tmp_path: Path) -> None:
+    """The model ties them, so another head would be lost."""
+    path, state = _saved(tmp_path, "caption", madtp=False)
+    state["text_decoder.cls.predictions.decoder.weight"] = state["text_decoder.cls.predictions.decoder.weight"] + 1
+    torch.save(state, path)
+    message = "decoder.weight differs from text_decoder.bert.embeddings.word_embeddings.weight, which the model ties it"
+    with pytest.raises(SourceError, match=re.escape(message)):
+        open_checkpoint(path).build()
+
+
+def test_a_file_of_another_kind_is_refused(folder: Path) -> None:
+    """The message says what a checkpoint is."""
+    assert _broken(folder / CONFIG).startswith(
+        f"{folder / CONFIG}: is a file that does not end with .safetensors, .pth, .pt, .bin; a checkpoint is such a"
+    )
+
+
+HF = {
+    "vqa": "BlipForQuestionAnswering",
+    "caption": "BlipForConditionalGeneration",
+    "retrieval": "BlipForImageTextRetrieval",
+    "clip": "CLIPModel",
+}
+
+
+@pytest.fixture(scope="module", params=HF)
+def hf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
+    """Save a tiny random model of HF: its kind, the model, its folder."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("hf")
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "layer_norm_eps": 1e-4,
+    }
+    vision = {**config, "image_size": 32, "patch_size": 8}
+    text = {**config, "vocab_size": 50, "max_position_embeddings": 20, "bos_token_id": 48, "eos_token_id": 49}
+    sizes = {"vision_config": vision, "text_config": text | {"sep_token_id": 2}}
+    torch.manual_seed(3)
+    if request.param == "clip":
+        model = transformers.CLIPModel(transformers.CLIPConfig(**sizes, projection_dim=16))
+    else:
+        model = getattr(transformers, HF[request.param])(transformers.BlipConfig(**sizes, image_text_hidden_size=16))
+    model.save_pretrained(folder)
+    return request.param, model, folder
+
+
+def test_a_folder_of_hf_opens(hf: tuple[str, Any, Path], tmp_path: Path) -> None:
+    """Family, task and configuration as HF says; back to HF through our own folder, every tensor is the same."""
+    kind, _, folder = hf
+    opened = open_checkpoint(folder)
+    assert (opened.family, opened.task, opened.notes, opened.fresh) == (*KINDS[kind], (), ())
+    vision, text = opened.config.vision_config, opened.config.text_config
+    assert (vision.num_attention_heads, vision.layer_norm_eps, text.layer_norm_eps) == (4, 1e-4, 1e-4)
+    assert text.bos_token_id == 48
+    save_weights(tmp_path, opened.build(), opened.spec, opened.task, {})
+    theirs = load_file(folder / WEIGHTS)
+    exported = export_state(open_checkpoint(tmp_path), "hf")
+    if kind == "retrieval":
+        assert exported.pop("temp").item() == pytest.approx(0.07)
+    assert set(exported) == set(theirs)
+    assert all(torch.equal(exported[key], theirs[key]) for key in theirs)
+
+
+def test_hfs_tensors_are_found_in_every_form(hf: tuple[str, Any, Path], tmp_path: Path) -> None:
+    """Shards, and pickled with the tied copies: the same model as from one file."""
+    kind, model, folder = hf
+    expected = open_checkpoint(folder).build().state_dict()
+    shards, pickled = tmp_path / "shards", tmp_path / "pickled"
+    model.save_pretrained(shards, max_shard_size="50KB")
+    assert (shards / f"{WEIGHTS}.index.json").is_file()
+    pickled.mkdir()
+    (pickled / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+    text = {"clip": "text_model", "caption": "text_decoder.bert"}.get(kind, "text_encoder")
+    buffers = {f"{text}.embeddings.position_ids": torch.arange(20)[None]}
+    torch.save({**model.state_dict(), **buffers}, pickled / "pytorch_model.bin")
+    for other in (shards, pickled):
+        found = open_checkpoint(other).build().state_dict()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_file_of_hfs_tensors_opens(hf: tuple[str, Any, Path]) -> None:
+    """Without its configuration, heads and epsilons are given."""
+    kind, _, folder = hf
+    overrides = {"vision_heads": 4, "text_heads": 4, "vision_layer_norm_eps": 1e-4, "text_layer_norm_eps": 1e-4}
+    opened = open_checkpoint(folder / WEIGHTS, config=overrides)
+    assert (opened.family, opened.task) == KINDS[kind]
+    with_config = open_checkpoint(folder)
+    for section in ("vision_config", "text_config"):
+        one, other = getattr(opened.config, section).to_dict(), getattr(with_config.config, section).to_dict()
+        assert {key: one[key] for key in ("num_attention_heads", "layer_norm_eps", "hidden_act", "hidden_size")} == {
+            key: other[key] for key in ("num_attention_heads", "layer_norm_eps", "hidden_act", "hidden_size")
+        }
+    assert opened.build().state_dict().keys() == with_config.build().state_dict().keys()
+
+
+def test_a_configuration_that_is_not_the_tensors_is_refused(hf: tuple[str, Any, Path], tmp_path: Path) -> None:
+    """Another model's name, and the name of one that madtp does not know."""
+    kind, _, folder = hf
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    (tmp_path / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+    other = HF["caption" if kind in ("vqa", "retrieval") else "vqa"]
+    _edit_config(tmp_path, lambda data: data.update(architectures=[other], model_type="blip"))
+    found = "CLIP for retrieval" if kind == "clip" else f"BLIP for {kind}"
+    assert _broken(tmp_path) == (
+        f"{tmp_path / CONFIG}: says {other}, but the tensors beside it are those of {found}; are both files of one "
+        "checkpoint?"
+    )
+    _edit_config(tmp_path, lambda data: data.update(architectures=["BertModel"], model_type="bert"))
+    assert _broken(tmp_path).startswith(
+        f"{tmp_path / CONFIG}: is the configuration of ['BertModel']; the checkpoints of HF that madtp opens are Blip"
+    )
+
+
+def test_a_family_or_task_of_a_newer_madtp_is_named(folder: Path) -> None:
+    """The message gives what the file says and what there is."""
+    _edit_config(folder, lambda data: data["madtp"].update(task="referring"))
+    assert _broken(folder).startswith(f"{folder / CONFIG}: is for referring (blip); this madtp knows nlvr2 (blip), ")
