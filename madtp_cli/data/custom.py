@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -25,6 +25,7 @@ from madtp_cli.data.words import (
 from madtp_cli.errors import SourceError
 
 BatchT = TypeVar("BatchT", bound=Batch)
+T = TypeVar("T")
 # What each task needs, and what it can use.
 ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nlvr2": (("left", "right", "text", "label"), ("id", "group")),
@@ -202,17 +203,35 @@ class ShuffledStream(Generic[BatchT]):
 
     def _from(self, start: int) -> Iterator[Found]:
         epoch, skip = divmod(start, len(self))
+        reading = self.split.reading
         while True:
-            seed = int(np.random.default_rng([self.seed, epoch]).integers(2**31))
-            rows = self.split.rows.shuffle(seed=seed, buffer_size=_SHUFFLE_ROWS)
+            mixed = _mixed(enumerate(self.split.rows), np.random.default_rng([self.seed, epoch]))
+            samples = chain.from_iterable(reading.samples(row, number) for number, row in mixed)
             count = 0
-            for count, found in enumerate(islice(self.split.reading.stream(rows), len(self)), start=1):
+            for count, found in enumerate(islice(samples, len(self)), start=1):
                 if count > skip:
                     yield found
             if count < len(self):
                 text = f"ended after {count} samples, not {len(self)}; give that as their number"
-                raise SourceError(f"{self.split.reading.where}: {text}")
+                raise SourceError(f"{reading.where}: {text}")
             epoch, skip = epoch + 1, 0
+
+
+def _mixed(rows: Iterable[T], rng: np.random.Generator) -> Iterator[T]:
+    """Yield rows in an order drawn within a window that moves over them.
+
+    `datasets` shuffles streams too, but its rows then no longer say which they are.
+    """
+    waiting: list[T] = []
+    for row in rows:
+        if len(waiting) < _SHUFFLE_ROWS:
+            waiting.append(row)
+            continue
+        place = int(rng.integers(_SHUFFLE_ROWS))
+        waiting[place], row = row, waiting[place]
+        yield row
+    for place in rng.permutation(len(waiting)).tolist():
+        yield waiting[place]
 
 
 @dataclass(frozen=True)

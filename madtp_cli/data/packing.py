@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -84,7 +83,9 @@ class Packer:
                 "images": prepared([pixels[name] for name in names]) if names else torch.empty(0, 3, 0, 0).byte(),
                 "text": flat(texts),
                 "text_lengths": [len(text) for text in texts],
-                "image_index": torch.tensor(index, dtype=torch.int64).reshape(len(samples), -1),  # [S, 1 or 2]
+                "image_index": torch.tensor(index, dtype=torch.int64).reshape(
+                    len(samples), 2 if task == "nlvr2" else 1
+                ),
                 "ids": tuple(sample.id for sample in samples),
                 "groups": tuple(sample.group for sample in samples),
             },
@@ -120,7 +121,9 @@ def _pack_questions(
         **_one_image(shared),
         answers=flat(answers),
         answer_lengths=[len(answer) for answer in answers],
-        answer_index=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(sample.answers) for sample in samples])),
+        answer_index=torch.tensor(
+            [row for row, sample in enumerate(samples) for _ in sample.answers], dtype=torch.int64
+        ),
         answer_weights=torch.tensor(
             [weight for sample in samples for weight in sample.answers.values()], dtype=torch.float32
         ),
