@@ -6,7 +6,6 @@ import io
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from madtp_cli.data.batch import PairBatch
-from madtp_cli.engine import build, run
-from madtp_cli.engine.evaluate import PairData
+from madtp_cli.data.batch import Split
+from madtp_cli.engine import run
+from madtp_cli.engine.build_data import Splits
+from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe, load_recipe
 from madtp_cli.recipe_yaml import Override
 from madtp_cli.results import PruneResult
@@ -96,13 +96,13 @@ def names(folder: Path) -> set[str]:
 class Watched:
     """A split that tells who reads it."""
 
-    def __init__(self, data: PairData, name: str, read: Callable[[str, int], None]) -> None:
+    def __init__(self, data: Split[Any], name: str, read: Callable[[str, int], None]) -> None:
         self._data, self._name, self._read = data, name, read
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def batch(self, start: int, size: int) -> PairBatch:
+    def batch(self, start: int, size: int) -> Any:
         """Return samples, and tell the split and the first of them."""
         self._read(self._name, start)
         return self._data.batch(start, size)
@@ -110,18 +110,13 @@ class Watched:
 
 def watch(patch: pytest.MonkeyPatch, read: Callable[[str, int], None]) -> None:
     """Have every run call `read(split, start)` for each batch it reads."""
-    opened = build.open_splits
+    opened = run.open_splits
 
-    def open_splits(recipe: Recipe) -> build.Splits:
-        splits = opened(recipe)
-        return replace(
-            splits,
-            train=Watched(splits.train, "train", read),
-            validation=Watched(splits.validation, "validation", read),
-            test=Watched(splits.test, "test", read),
-        )
+    def open_splits(recipe: Recipe, processor: Processor) -> Splits:
+        splits = opened(recipe, processor)
+        return Splits(lambda name: Watched(getattr(splits, name), name, read), lambda watched: splits.task)
 
-    patch.setattr(build, "open_splits", open_splits)
+    patch.setattr(run, "open_splits", open_splits)
 
 
 def interrupt_at(step: int) -> Callable[[str, int], None]:

@@ -12,8 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from madtp_cli import attention
 from madtp_cli.costs.analytic import total
 from madtp_cli.costs.counters import Count, fvcore_macs, torch_macs
-from madtp_cli.models.checkpoints import towers_of
-from madtp_cli.models.nlvr import BlipForNlvr, small_config
+from madtp_cli.models.base import towers_of
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 
 COUNTERS = [fvcore_macs, torch_macs]
@@ -48,7 +49,7 @@ def one_pair(sizes: dict[str, int]) -> tuple[Any, ...]:
 def analytic(model: BlipForNlvr, args: tuple[Any, ...]) -> dict[str, int]:
     with torch.no_grad():
         output = model(*args)
-    return {name: int(macs) for name, macs in model.macs(output, args[3]).items()}
+    return {name: int(macs) for name, macs in model.macs(output).items()}
 
 
 @pytest.mark.parametrize("sizes", [TINY, DEFAULT], ids=["tiny", "default"])

@@ -10,14 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from madtp_cli.data.batch import PairBatch
 from madtp_cli.data.sentences import FAMILY_NAMES, token_ids
-from madtp_cli.data.shapes import (
-    ShapesCaptions,
-    ShapesPairs,
-    ShapesQuestions,
-    ShapesRetrieval,
-    accuracy,
-    make_block,
-)
+from madtp_cli.data.shapes import ShapesPairs, accuracy, make_block
+from madtp_cli.data.shapes_single import ShapesCaptions, ShapesQuestions, ShapesRetrieval
 from madtp_cli.errors import SourceError
 
 
@@ -25,7 +19,7 @@ def _same(one: PairBatch, two: PairBatch) -> bool:
     tensors = ("images", "text", "image_index", "labels")
     return (
         all(torch.equal(getattr(one, name), getattr(two, name)) for name in tensors)
-        and (one.ids, one.families) == (two.ids, two.families)
+        and (one.ids, one.groups) == (two.ids, two.groups)
         and all(torch.equal(one.auxiliary[k], two.auxiliary[k]) for k in one.auxiliary)
     )
 
@@ -36,7 +30,7 @@ def test_a_batch_holds_the_samples_it_names() -> None:
     samples = [data.sample(index) for index in range(250, 271)]
     assert batch.ids == tuple(sample.id for sample in samples)
     assert batch.ids[0] == "shapes/test/250"
-    assert batch.families == tuple(sample.family for sample in samples)
+    assert batch.groups == tuple(sample.family for sample in samples)
     assert batch.labels.tolist() == [int(sample.label) for sample in samples]
     assert batch.text.tolist() == [t for sample in samples for t in token_ids(sample.sentence)]
     assert batch.text_lengths == [len(token_ids(sample.sentence)) for sample in samples]

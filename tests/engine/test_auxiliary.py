@@ -9,24 +9,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from madtp_cli.engine.auxiliary import AuxiliaryHeads
-from madtp_cli.models.nlvr import NlvrOutput
+from madtp_cli.models.base import Output
 from madtp_cli.tokens import Spans, Tokens
 
 WIDTH, TEXT_WIDTH, IMAGES, PATCHES, SENTENCES = 4, 6, 2, 3, 5
 WEIGHTS = {"text_counts": 0.5, "patches": 2.0, "image_counts": 1.0}
 
 
-def _output() -> NlvrOutput:
+def _output() -> Output:
     torch.manual_seed(0)
     count = PATCHES + 1
-    return NlvrOutput(
+    return Output(
         logits=torch.zeros(SENTENCES, 2),
         encoded=torch.randn(SENTENCES, TEXT_WIDTH),
         images=Tokens.pack(torch.randn(IMAGES * count, WIDTH), Spans.of([count] * IMAGES)),
         vision=(),
-        text=(),
-        aligned=None,
-        enc_attention=(),
+        text_lengths=[1] * SENTENCES,
+        image_index=[(0, 1)] * SENTENCES,
     )
 
 

@@ -7,31 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from madtp_cli.data.shapes import ShapesPairs, accuracy
-from madtp_cli.engine.evaluate import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    Evaluation,
-    batches,
-    evaluate,
-    image_pairs,
-    measure_reduction,
-    mixed,
-    pixels,
-    run_batch,
-)
+from madtp_cli.engine.evaluate import Evaluation, batches, evaluate, measure_reduction, mixed
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
-from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 
 CPU = torch.device("cpu")
 DATA = ShapesPairs("test", 40)
+TASK = Nlvr2(accuracy)
 PRUNING = PruningSpec(
     method="madtp",
     strength=0.5,
@@ -48,33 +37,20 @@ def checkpoint(dense: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def model(pruned: Path) -> BlipForNlvr:
+def model(pruned: Path) -> PrunedModel:
     return open_checkpoint(str(pruned)).build()
 
 
-def logits(model: BlipForNlvr) -> Tensor:
+def logits(model: PrunedModel) -> Tensor:
     with torch.inference_mode():
-        return run_batch(model, DATA.batch(0, len(DATA)), CPU).logits
+        return TASK.forward(model, DATA.batch(0, len(DATA)), CPU).logits
 
 
-def found(model: BlipForNlvr, **options: Any) -> Evaluation:
-    return evaluate(model, DATA, accuracy, **{"batch_size": 16, **options})
+def found(model: PrunedModel, **options: Any) -> Evaluation:
+    return evaluate(model, TASK, DATA, **{"batch_size": 16, **options})
 
 
 # Inputs ------------------------------------------------------------------------------------------------------
-
-
-def test_pixels_are_those_of_the_image_processor() -> None:
-    batch = DATA.batch(0, 8)
-    images = list(batch.images.permute(0, 2, 3, 1).numpy())
-    processor = BlipImageProcessorPil(size={"height": 96, "width": 96})
-    expected = torch.from_numpy(np.stack(processor(images)["pixel_values"]))
-    torch.testing.assert_close(pixels(batch.images, CPU), expected, atol=1e-5, rtol=0)
-
-
-def test_black_is_minus_mean_over_deviation() -> None:
-    black = pixels(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), CPU)[0, :, 0, 0]
-    torch.testing.assert_close(black, -torch.tensor(IMAGE_MEAN) / torch.tensor(IMAGE_STD))
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(None, [16, 16, 8]), (20, [16, 4]), (16, [16]), (1000, [16, 16, 8])])
@@ -112,87 +88,87 @@ def test_what_prunes_nothing_gives_the_logits_of_the_dense_model(
     model = checkpoint.build(replace(PRUNING, variant=variant, tokens=tokens, **change))
     torch.testing.assert_close(logits(model), logits(checkpoint.build()), atol=1e-5, rtol=0)
     measured = found(model)
-    assert measured.reduction == 0
-    assert measured.gmacs == measured.dense_gmacs
+    assert measured.cost.reduction == 0
+    assert measured.cost.gmacs == measured.cost.dense_gmacs
 
 
 def test_the_same_pruning_at_a_strength_does_not(checkpoint: Checkpoint) -> None:
     model = checkpoint.build(PRUNING)
     assert (logits(model) - logits(checkpoint.build())).abs().max() > 1e-3
-    assert found(model).reduction > 0.1
+    assert found(model).cost.reduction > 0.1
 
 
 # What is measured --------------------------------------------------------------------------------------------
 
 
-def test_metrics_and_costs_are_those_of_every_sample(model: BlipForNlvr) -> None:
+def test_metrics_and_costs_are_those_of_every_sample(model: PrunedModel) -> None:
     """Against a loop over single samples."""
     measured = found(model)
     right, macs, dense, kept = [], [], [], []
     with torch.inference_mode():
         for row in range(len(DATA)):
             batch = DATA.batch(row, 1)
-            output = run_batch(model, batch, CPU)
+            output = TASK.forward(model, batch, CPU)
             right.append(output.logits.argmax().item() == batch.labels.item())
-            macs.append(sum(int(cost) for cost in model.macs(output, image_pairs(batch)).values()))
+            macs.append(sum(int(cost) for cost in model.macs(output).values()))
             dense.append(sum(int(cost) for cost in model.dense_macs(batch.text_lengths).values()))
             kept.append(output.text[-1].leaving[0])
     assert measured.samples == len(DATA)
     assert measured.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
-    assert list(measured.macs) == macs
-    assert list(measured.dense_macs) == dense
-    assert measured.reduction == pytest.approx(1 - sum(macs) / sum(dense))
-    assert measured.gmacs == pytest.approx(sum(macs) / len(DATA) / 1e9)
-    assert measured.dense_gmacs == pytest.approx(sum(dense) / len(DATA) / 1e9)
-    last = measured.layers[-1]
+    assert measured.cost.macs == macs
+    assert measured.cost.dense_macs == dense
+    assert measured.cost.reduction == pytest.approx(1 - sum(macs) / sum(dense))
+    assert measured.cost.gmacs == pytest.approx(sum(macs) / len(DATA) / 1e9)
+    assert measured.cost.dense_gmacs == pytest.approx(sum(dense) / len(DATA) / 1e9)
+    last = measured.cost.layers[-1]
     assert (last.tower, last.layer, last.tokens_min, last.tokens_max) == ("text", 1, min(kept), max(kept))
     assert last.tokens_mean == pytest.approx(sum(kept) / len(kept))
 
 
-def test_the_batch_size_changes_nothing(model: BlipForNlvr) -> None:
+def test_the_batch_size_changes_nothing(model: PrunedModel) -> None:
     one, other = found(model, batch_size=40, records=True), found(model, batch_size=3, records=True)
     assert one.metrics == other.metrics
-    assert one.macs == other.macs
+    assert one.cost.macs == other.cost.macs
     for first, second in zip(one.records, other.records, strict=True):
         torch.testing.assert_close(first["logits"], second["logits"], atol=1e-4, rtol=0)
         assert {**first, "logits": None} == {**second, "logits": None}
 
 
-def test_a_limit_reads_the_first_samples(model: BlipForNlvr) -> None:
-    assert list(found(model, limit=10).macs) == list(found(model).macs[:10])
+def test_a_limit_reads_the_first_samples(model: PrunedModel) -> None:
+    assert found(model, limit=10).cost.macs == found(model).cost.macs[:10]
 
 
-def test_records_are_kept_on_demand(model: BlipForNlvr) -> None:
+def test_records_are_kept_on_demand(model: PrunedModel) -> None:
     assert not found(model).records
     measured = found(model, records=True, limit=9)
     record = measured.records[8]
     assert record.keys() == {"id", "prediction", "logits", "gmacs", "tokens_kept"}
     assert record["id"] == "shapes/test/8"
     assert record["prediction"] is (record["logits"][1] > record["logits"][0])
-    assert record["gmacs"] == measured.macs[8] / 1e9
+    assert record["gmacs"] == measured.cost.macs[8] / 1e9
     assert {tower: len(kept) for tower, kept in record["tokens_kept"].items()} == {
         "vision_left": 3,
         "vision_right": 3,
         "text": 2,
     }
     # The ninth sentence is the first about the second pair of images.
-    trace = run_batch(model, DATA.batch(0, 16), CPU).vision
+    trace = TASK.forward(model, DATA.batch(0, 16), CPU).vision
     assert record["tokens_kept"]["vision_left"] == [layer.leaving[2] for layer in trace]
     assert record["tokens_kept"]["vision_right"] == [layer.leaving[3] for layer in trace]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_model_comes_back_in_the_mode_it_came_in(training: bool, model: BlipForNlvr) -> None:
+def test_a_model_comes_back_in_the_mode_it_came_in(training: bool, model: PrunedModel) -> None:
     model.train(training)
     try:
         found(model, limit=4)
-        measure_reduction(model, DATA, batch_size=4, limit=4, strength=0.3)
+        measure_reduction(model, TASK, DATA, batch_size=4, limit=4, strength=0.3)
         assert model.training is training
     finally:
         model.eval()
 
 
-def test_bf16_is_near_fp32(model: BlipForNlvr) -> None:
+def test_bf16_is_near_fp32(model: PrunedModel) -> None:
     one, other = (found(model, precision=precision, records=True) for precision in ("fp32", "bf16"))
     differences = [
         abs(first - second)
@@ -200,26 +176,26 @@ def test_bf16_is_near_fp32(model: BlipForNlvr) -> None:
         for first, second in zip(one_record["logits"], other_record["logits"], strict=True)
     ]
     assert 0 < max(differences) < 0.2
-    assert other.reduction == pytest.approx(one.reduction, abs=0.05)
+    assert other.cost.reduction == pytest.approx(one.cost.reduction, abs=0.05)
 
 
 # The reduction of a strength ---------------------------------------------------------------------------------
 
 
-def test_a_strength_is_measured_and_not_kept(model: BlipForNlvr) -> None:
+def test_a_strength_is_measured_and_not_kept(model: PrunedModel) -> None:
     before = model.strength
     for strength in (0.0, 0.4, 0.7):
-        measured = measure_reduction(model, DATA, batch_size=16, limit=24, strength=strength)
+        measured = measure_reduction(model, TASK, DATA, batch_size=16, limit=24, strength=strength)
         assert model.strength == before
         model.strength = strength
-        assert measured == pytest.approx(found(model, limit=24).reduction)
+        assert measured == pytest.approx(found(model, limit=24).cost.reduction)
         model.strength = before
 
 
-def test_a_failure_does_not_keep_the_strength_either(model: BlipForNlvr) -> None:
+def test_a_failure_does_not_keep_the_strength_either(model: PrunedModel) -> None:
     before = model.strength
     with pytest.raises(ValueError, match="shapes has samples"):
-        measure_reduction(model, Longer("test", 40), batch_size=16, limit=60, strength=0.9)
+        measure_reduction(model, TASK, Longer("test", 40), batch_size=16, limit=60, strength=0.9)
     assert model.strength == before
 
 

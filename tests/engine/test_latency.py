@@ -9,7 +9,8 @@ from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs
 from madtp_cli.engine import latency
 from madtp_cli.engine.samples import fit_samples, spread_samples
-from madtp_cli.models.nlvr import BlipForNlvr, small_config
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.nlvr import BlipForNlvr
 
 
 def model_of(vision_layers: int) -> BlipForNlvr:

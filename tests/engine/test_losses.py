@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,9 +17,8 @@ from madtp_cli.engine.losses import (
     guidance_loss,
     guidance_target,
     logit_loss,
-    task_loss,
 )
-from madtp_cli.models.nlvr import NlvrOutput
+from madtp_cli.models.base import Output, Probe
 from madtp_cli.models.tower import LayerTrace
 from madtp_cli.tokens import Spans, Tokens
 
@@ -37,16 +37,21 @@ def _trace(position: list[list[int]], guidance: list[list[float]], layer: int = 
     )
 
 
-def _output(logits: Tensor, *, images: int = 2, trace: tuple[LayerTrace, ...] = ()) -> NlvrOutput:
-    return NlvrOutput(
+def _output(logits: Tensor, *, images: int = 2, trace: tuple[LayerTrace, ...] = ()) -> Output:
+    return Output(
         logits=logits,
         encoded=torch.zeros(len(logits), 4),
         images=Tokens.pack(torch.zeros(3 * images, 4), Spans.of([3] * images)),
         vision=trace,
-        text=(),
-        aligned=None,
-        enc_attention=(),
+        text_lengths=[1] * len(logits),
+        image_index=[(0, 1)] * len(logits),
     )
+
+
+def probes_of(layers: Sequence[Sequence[Tensor]], pairs: Sequence[tuple[int, int]]) -> tuple[Probe, ...]:
+    """Say which images the left and the right attention of every layer is paid to."""
+    images = torch.tensor(pairs).unbind(1)
+    return tuple(Probe(side, image) for layer in layers for side, image in zip(layer, images, strict=True))
 
 
 def test_logit_loss_of_equal_logits_is_zero() -> None:
@@ -72,7 +77,8 @@ def test_guidance_target_by_hand() -> None:
     """One layer and head: squares of what two sentences see, added per image, class token left out, renormalised."""
     left = torch.tensor([[[0.8, 0.1, 0.1]], [[0.2, 0.6, 0.2]]])  # sentences read images 0 and 0 on the left
     right = torch.tensor([[[0.0, 0.3, 0.7]], [[0.5, 0.5, 0.0]]])  # and images 1 and 0 on the right
-    target = guidance_target([(left, right)], [(0, 1), (0, 0)], images=3)
+    probes = [Probe(left, torch.tensor([0, 0])), Probe(right, torch.tensor([1, 0]))]
+    target = guidance_target(probes, images=3)
     first = [0.01 + 0.36 + 0.25, 0.01 + 0.04]
     second = [0.09, 0.49]
     expected = [[x / sum(row) for x in row] for row in (first, second)] + [[0, 0]]  # nobody reads image 2
@@ -90,7 +96,7 @@ def test_guidance_target_averages_layers_and_heads() -> None:
             for side, image in zip((left, right), pair, strict=True):
                 for head in range(2):
                     expected[image] += side[sentence, head, 1:] ** 2
-    target = guidance_target([(left, right) for left, right in layers], pairs, images=3)
+    target = guidance_target(probes_of(layers, pairs), images=3)
     torch.testing.assert_close(target, expected / expected.sum(1, keepdim=True))
     torch.testing.assert_close(target.sum(1), torch.ones(3))
 
@@ -151,14 +157,14 @@ def test_guidance_learns_towards_the_target() -> None:
 def test_distillation_adds_the_weighted_parts() -> None:
     """Each part is its own function times its weight, taken over the layers that prune."""
     torch.manual_seed(0)
-    pairs = [(0, 1), (1, 0)]
     traces = tuple(_trace([[0, 1, 2]] * 2, torch.randn(2, 3).tolist(), layer) for layer in range(3))
     student = replace(_output(torch.randn(2, 2), trace=traces), encoded=torch.randn(2, 4))
-    attention = tuple((torch.rand(2, 1, 3), torch.rand(2, 1, 3)) for _ in range(2))
-    teacher = replace(_output(torch.randn(2, 2)), encoded=torch.randn(2, 4), enc_attention=attention)
+    probes = probes_of([(torch.rand(2, 1, 3), torch.rand(2, 1, 3)) for _ in range(2)], [(0, 1), (1, 0)])
+    teacher = replace(_output(torch.randn(2, 2)), encoded=torch.randn(2, 4), probes=probes)
+    compared = [(student.logits, teacher.logits)]
     weights = LossWeights(logits=2.0, temperature=3.0, guidance=5.0, features=7.0)
-    parts = distillation_losses(student, teacher, pairs, frozenset({0, 2}), weights, 0.5)
-    target = guidance_target(attention, pairs, 2)
+    parts = distillation_losses(student, teacher, compared, frozenset({0, 2}), weights, 0.5)
+    target = guidance_target(probes, 2)
     expected = {
         "logits": 2 * logit_loss(student.logits, teacher.logits, 3.0),
         "features": 7 * (student.encoded - teacher.encoded).square().mean(),
@@ -172,24 +178,25 @@ def test_distillation_adds_the_weighted_parts() -> None:
 def test_distillation_computes_no_part_that_counts_nothing() -> None:
     """Weights of zero, and guidance without a layer to teach, for which the teacher was not probed."""
     student, teacher = _output(torch.randn(2, 2)), _output(torch.randn(2, 2))
+    compared = [(student.logits, teacher.logits)]
     none = LossWeights(logits=0.0, guidance=0.0, features=0.0)
-    assert distillation_losses(student, teacher, [(0, 1)] * 2, frozenset({0}), none, 1.0) == {}
-    only_text = distillation_losses(student, teacher, [(0, 1)] * 2, frozenset(), LossWeights(), 1.0)
+    assert distillation_losses(student, teacher, compared, frozenset({0}), none, 1.0) == {}
+    only_text = distillation_losses(student, teacher, compared, frozenset(), LossWeights(), 1.0)
     assert set(only_text) == {"logits"}
 
 
-def test_task_loss_is_the_cross_entropy() -> None:
-    """log 2 for undecided answers, and -log of the probability of the label."""
-    labels = torch.tensor([1, 0])
-    torch.testing.assert_close(task_loss(_output(torch.zeros(2, 2)), labels), torch.tensor(math.log(2)))
-    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
-    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
-    torch.testing.assert_close(task_loss(_output(logits), labels), torch.tensor(expected))
+def test_several_distributions_count_on_average() -> None:
+    """Two pairs of logits, as retrieval compares both ways: the mean of each one's loss, times the weight."""
+    student, teacher = _output(torch.zeros(2, 2)), _output(torch.zeros(2, 2))
+    compared = [(torch.randn(2, 3), torch.randn(2, 3)), (torch.randn(5, 2), torch.randn(5, 2))]
+    parts = distillation_losses(student, teacher, compared, frozenset(), LossWeights(logits=3.0), 1.0)
+    one, other = (logit_loss(*pair, 2.0) for pair in compared)
+    torch.testing.assert_close(parts["logits"], 1.5 * (one + other))
 
 
-def test_aligned_loss_compares_text_with_the_mean_of_its_images() -> None:
-    """Zero where the text is that mean at any scale; one where it is orthogonal."""
-    images = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]], [[2.0, 0.0]]])
+def test_aligned_loss_is_that_of_the_paired_features() -> None:
+    """Zero where the text is its images' feature at any scale; one where it is orthogonal."""
+    images = torch.tensor([[[1.0, 1.0]], [[2.0, 0.0]]])
     text = torch.tensor([[[3.0, 3.0]], [[0.0, 1.0]]])
     output = replace(_output(torch.zeros(2, 2)), aligned=(images, text))
-    torch.testing.assert_close(aligned_loss(output, [(0, 1), (0, 2)]), torch.tensor(0.5))
+    torch.testing.assert_close(aligned_loss(output), torch.tensor(0.5))

@@ -15,8 +15,11 @@ from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.engine import latency, profile
 from madtp_cli.engine.profile import at_strength, module_costs, profile_checkpoint, prunes
 from madtp_cli.errors import SourceError, UsageError
-from madtp_cli.models.checkpoints import open_checkpoint, save_weights, towers_of
-from madtp_cli.models.nlvr import BlipForNlvr, initialise, small_config
+from madtp_cli.models.base import initialise, towers_of
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.checkpoints import open_checkpoint, save_weights
+from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import load_recipe
 from madtp_cli.results import ProfileResult
@@ -57,6 +60,7 @@ def save(folder: Path, *, image_size: int = 48, words: int = len(VOCABULARY), **
     initialise(model)
     folder.mkdir()
     save_weights(folder, model, spec, "nlvr2", {})
+    Processor.from_words(VOCABULARY, image_size).save(folder)
     return str(folder)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from madtp_cli.data.sentences import VOCABULARY
-from madtp_cli.data.shapes import ShapesPairs
-from madtp_cli.engine.evaluate import run_batch
+from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
-from madtp_cli.models.nlvr import BlipForNlvr, small_config
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.nlvr import BlipForNlvr
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def test_a_small_split_repeats() -> None:
 
 def test_a_joined_batch_gives_what_its_samples_give_alone(data: ShapesPairs) -> None:
     """Joining changes no sample: its logits are those it has alone."""
-    model, device = model_of(), torch.device("cpu")
+    model, task, device = model_of(), Nlvr2(accuracy), torch.device("cpu")
     samples = fit_samples(spread_samples(data, 3), model)
     with torch.inference_mode():
-        together = run_batch(model, join_samples(samples), device).logits
-        alone = torch.cat([run_batch(model, sample, device).logits for sample in samples])
+        together = task.forward(model, join_samples(samples), device).logits
+        alone = torch.cat([task.forward(model, sample, device).logits for sample in samples])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 

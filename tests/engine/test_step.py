@@ -11,16 +11,18 @@ from torch.nn.functional import cross_entropy
 
 from madtp_cli.data.batch import PairBatch
 from madtp_cli.data.sentences import VOCABULARY
-from madtp_cli.data.shapes import ShapesPairs
+from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.auxiliary import AuxiliaryHeads
-from madtp_cli.engine.evaluate import image_pairs, run_batch
 from madtp_cli.engine.losses import LossWeights, aligned_loss, logit_loss
 from madtp_cli.engine.step import StepOutput, TrainingStep
-from madtp_cli.models.checkpoints import towers_of
-from madtp_cli.models.nlvr import BlipForNlvr, small_config
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.models.base import towers_of
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 
 CPU = torch.device("cpu")
+TASK = Nlvr2(accuracy)
 SPEC = PruningSpec(
     method="madtp",
     layers={"vision": (0, 1), "text": ()},
@@ -55,14 +57,14 @@ def batch() -> PairBatch:
 
 def taught(strength: float, weights: LossWeights = WEIGHTS, **options: Any) -> TrainingStep:
     student = model(replace(SPEC, strength=strength))
-    return TrainingStep(student, model(seed=1), None, weights, guided_layers=frozenset({0, 1}), **options)
+    return TrainingStep(TASK, student, model(seed=1), None, weights, guided_layers=frozenset({0, 1}), **options)
 
 
 def test_without_teacher_and_alignment_there_is_the_task_alone(batch: PairBatch) -> None:
-    step = TrainingStep(model(), None, None, WEIGHTS)
+    step = TrainingStep(TASK, model(), None, None, WEIGHTS)
     output = step(batch)
     assert output.losses.keys() == {"task"}
-    logits = run_batch(step.student, batch, CPU).logits
+    logits = TASK.forward(step.student, batch, CPU).logits
     torch.testing.assert_close(output.losses["task"], cross_entropy(logits, batch.labels))
 
 
@@ -70,11 +72,11 @@ def test_every_part_is_there_and_weighted(batch: PairBatch) -> None:
     step = taught(0.5)
     output = step(batch)
     assert output.losses.keys() == {"task", "alignment", "logits", "features", "guidance"}
-    student = run_batch(step.student, batch, CPU, learn=True)
-    teacher = run_batch(step._teacher[0], batch, CPU)
+    student = TASK.forward(step.student, batch, CPU, learn=True)
+    teacher = TASK.forward(step._teacher[0], batch, CPU)
     expected = {
         "task": cross_entropy(student.logits, batch.labels),
-        "alignment": 0.5 * aligned_loss(student, image_pairs(batch)),
+        "alignment": 0.5 * aligned_loss(student),
         "logits": 2.0 * logit_loss(student.logits, teacher.logits, 3.0),
         "features": 0.1 * (student.encoded - teacher.encoded).square().mean(),
     }
@@ -92,14 +94,14 @@ def test_a_weight_of_zero_leaves_its_part_out(batch: PairBatch) -> None:
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(batch: PairBatch) -> None:
     student = model()
-    output = TrainingStep(student, model(), None, WEIGHTS)(batch)
+    output = TrainingStep(TASK, student, model(), None, WEIGHTS)(batch)
     assert output.losses["logits"].item() == pytest.approx(0, abs=1e-6)
     assert output.losses["features"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_heads_add_their_losses(batch: PairBatch) -> None:
-    heads = AuxiliaryHeads(24, 24, {"text_counts": 1.0, "image_counts": 1.0})
-    assert TrainingStep(model(), None, heads, WEIGHTS)(batch).losses.keys() == {"task", "text_counts", "image_counts"}
+    step = TrainingStep(TASK, model(), None, AuxiliaryHeads(24, 24, {"text_counts": 1.0, "image_counts": 1.0}), WEIGHTS)
+    assert step(batch).losses.keys() == {"task", "text_counts", "image_counts"}
 
 
 def test_the_teacher_is_neither_trained_nor_saved(batch: PairBatch) -> None:
@@ -139,7 +141,7 @@ def test_costs_and_tokens_are_those_of_the_forward_pass(batch: PairBatch) -> Non
 
     step = taught(0.5)
     pruned = step(batch)
-    trace = run_batch(step.student, batch, CPU).vision
+    trace = TASK.forward(step.student, batch, CPU).vision
     assert pruned.tokens_kept["vision"] == sum(trace[-1].leaving) / (37 * len(batch.images)) < 1
     assert pruned.tokens_kept["text"] == 1.0
     assert pruned.dense_macs == dense.macs

@@ -14,7 +14,9 @@ from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli import attention
 from madtp_cli.costs.analytic import total
-from madtp_cli.models.nlvr import BlipForNlvr, NlvrOutput, initialise, small_config
+from madtp_cli.models.base import Output, initialise
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 
 State = dict[str, Tensor]
@@ -111,7 +113,7 @@ def _alone(inputs: dict[str, Any], row: int) -> dict[str, Any]:
     }
 
 
-def _kept(output: NlvrOutput, vision: Sequence[int], text: int) -> list[list[int]]:
+def _kept(output: Output, vision: Sequence[int], text: int) -> list[list[int]]:
     """List the positions that left every layer, for the images and the sentence named."""
     found = []
     for trace, rows in ((output.vision, vision), (output.text, [text])):
@@ -150,9 +152,11 @@ def test_the_dense_model_is_the_plain_one(
             x, _, probes = plain.text(_ids(inputs, row), [images[side] for side in pair])
             torch.testing.assert_close(output.encoded[row], x[0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(output.logits[row], plain.logits(x[0]), atol=1e-5, rtol=1e-5)
-            for ours, theirs in zip(output.enc_attention, probes, strict=True):
-                for side in (0, 1):
-                    torch.testing.assert_close(ours[side][row], theirs[side], atol=1e-5, rtol=1e-5)
+            # Layer by layer, first the left image's and then the right one's.
+            theirs = [probability for layer in probes for probability in layer]
+            for side, (ours, expected) in enumerate(zip(output.probes, theirs, strict=True)):
+                assert ours.image[row] == pair[side % 2]
+                torch.testing.assert_close(ours.probability[row], expected, atol=1e-5, rtol=1e-5)
     assert output.logits.std() > 0.1
 
 
@@ -170,7 +174,8 @@ def test_aligned_features_are_sums_over_layers(
             assert output.aligned is None
             return
         images = [plain.image(pixels) for pixels in inputs["images"]]
-        expected = torch.stack([plain.aligned("vision", seen) for _, seen in images])
+        of_images = torch.stack([plain.aligned("vision", seen) for _, seen in images])
+        expected = torch.stack([(of_images[left] + of_images[right]) / 2 for left, right in inputs["image_index"]])
         assert output.aligned is not None
         torch.testing.assert_close(output.aligned[0], expected, atol=1e-4, rtol=1e-4)
         for row, pair in enumerate(inputs["image_index"][:rows]):
@@ -204,13 +209,13 @@ def test_a_pruned_sample_does_not_depend_on_its_batch_mates(
     model = make(replace(spec, **change))
     with torch.set_grad_enabled(learn):
         together = model(**inputs, learn=learn)
-        costs = model.macs(together, inputs["image_index"])
+        costs = model.macs(together)
         for row, pair in enumerate(inputs["image_index"]):
             one = _alone(inputs, row)
             alone = model(**one, learn=learn)
             assert _kept(together, pair, row) == _kept(alone, (0, 1), 0)
             torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
-            own = model.macs(alone, one["image_index"])
+            own = model.macs(alone)
             assert {path: cost[row].item() for path, cost in costs.items()} == {p: c.item() for p, c in own.items()}
     assert together.logits.isfinite().all()
     for trace in (together.vision, together.text):
@@ -285,7 +290,7 @@ def test_dense_cost_is_that_of_a_forward_pass_without_pruning(
     """Module by module, macs of a strength-0 pass and dense_macs are equal integers."""
     model = make(replace(spec, strength=0.0))
     with torch.no_grad():
-        spent = model.macs(model(**inputs), inputs["image_index"])
+        spent = model.macs(model(**inputs))
     dense = model.dense_macs(inputs["text_lengths"])
     assert {path: cost.tolist() for path, cost in spent.items()} == {p: c.tolist() for p, c in dense.items()}
 
@@ -312,7 +317,7 @@ def test_pruned_cost_follows_from_the_trace(make: Make, spec: PruningSpec, input
             cost += 4 * a * c**2 + 2 * a**2 * c + 8 * b * c**2 + a * c * k + (a - b + 1) * c * (a > b)
             cost += sum(2 * b * c**2 + 2 * n * 24 * c + 2 * b * n * c for n in seen) + 2 * b * c**2 * (index >= 2)
         expected.append(cost)
-    assert total(model.macs(output, inputs["image_index"])).tolist() == expected
+    assert total(model.macs(output)).tolist() == expected
     assert len(set(output.images.spans.lengths)) > 1
 
 
@@ -321,7 +326,7 @@ def test_method_none_and_random_pay_for_no_guidance(make: Make, spec: PruningSpe
     model = make(replace(spec, method="random", strength=0.4))
     with torch.no_grad():
         output = model(**inputs)
-    macs = model.macs(output, inputs["image_index"])
+    macs = model.macs(output)
     layer = output.vision[0]
     gone = [a - b for a, b in zip(layer.spans.lengths, layer.leaving, strict=True)]
     expected = [sum((gone[image] + 1) * 24 for image in pair) for pair in inputs["image_index"]]
