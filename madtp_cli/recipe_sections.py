@@ -168,12 +168,23 @@ class ModelSection(Section):
         return self
 
 
-class SplitFiles(Section):
-    """A file for each split."""
+Files = Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 
-    train: Text = Field(description="file of the training split")
-    validation: Text = Field(description="file of the validation split, which chooses the weights")
-    test: Text = Field(description="file of the test split, read once")
+
+class SplitFiles(Section):
+    """A file for each split, or several that are read as one."""
+
+    train: Files = Field(description="file of the training split")
+    validation: Files = Field(description="file of the validation split, which chooses the weights")
+    test: Files = Field(description="file of the test split, read once")
+
+
+class SplitSizes(Section):
+    """How many samples each split has."""
+
+    train: Count | None = Field(None, description="samples of the training split")
+    validation: Count | None = Field(None, description="samples of the validation split")
+    test: Count | None = Field(None, description="samples of the test split")
 
 
 class SplitNames(Section):
@@ -204,6 +215,10 @@ class DataSection(Section):
     columns: dict[str, str] | None = Field(None, description="custom: which column holds what")
     splits: SplitNames = Field(SplitNames(), description="custom: names of the splits")
     streaming: bool = Field(False, description="custom: read over the network while training")
+    stream_samples: SplitSizes | None = Field(
+        None, description="custom: samples of the splits, where a stream does not say"
+    )
+    genome_images: Text | None = Field(None, description="vqav2: folder of Visual Genome's images, for BLIP's lists")
     max_broken: Whole = Field(0, description="images that may be missing or unreadable; they are left out and named")
 
     @model_validator(mode="after")

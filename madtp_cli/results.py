@@ -114,6 +114,15 @@ class ModuleCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassCost:
+    """Cost of one pass through a part of the model, and how often a cost that is put together counts it."""
+
+    name: str
+    gmacs: Gmacs
+    times: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Threshold:
     """One `--fail-if`: what was asked, what was measured, and whether it was hit."""
 
@@ -124,7 +133,8 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult(Result):
-    """What `prune` and `finetune` did; `checkpoint` is null for a dry run.
+    """What `prune` and `finetune` did; `checkpoint` is null for a dry run, `smoke` means two samples and one step.
+    `broken_images` names, by split, images that were missing or unreadable and left out.
 
     `dtype` is what metrics and latency were taken with, `training_precision` what the steps ran in.
     """
@@ -137,6 +147,8 @@ class PruneResult(Result):
     seconds: float = 0.0
     training_precision: str | None = None
     dry_run: bool = False
+    smoke: bool = False
+    broken_images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +161,23 @@ class EvaluateResult(Result):
     metrics: Mapping[str, float]
     gmacs: Gmacs
     predictions: str | None = None
+    broken_images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileResult(Result):
-    """What a checkpoint costs, part by part; latencies are in ms by batch size, p50 unless named otherwise."""
+    """What a checkpoint costs, part by part; latencies are in ms by batch size, p50 unless named otherwise.
+
+    By convention `sample`, costs are those of one sample, and `passes` are what may come on top, each. By `published`
+    they are put together as in papers: `composition` adds up to gmacs, and `published_gmacs` is what is compared with.
+    """
 
     checkpoint: str | None
     gmacs: Gmacs
+    convention: str = "sample"
+    composition: tuple[PassCost, ...] = ()
+    published_gmacs: float | None = None
+    passes: tuple[PassCost, ...] = ()
     params: int
     modules: tuple[ModuleCost, ...] = ()
     layers: tuple[LayerTokens, ...] = ()

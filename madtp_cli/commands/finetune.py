@@ -12,6 +12,8 @@ def finetune(
     settings: options.Settings = None,
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
+    smoke: options.Smoke = False,
+    random_init: options.RandomInit = False,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     precision: options.Precision = None,
@@ -40,4 +42,6 @@ def finetune(
         json_output=json_output,
         verbose=verbose,
         quiet=quiet,
+        random_init=random_init,
+        smoke=smoke,
     )

@@ -39,6 +39,13 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything, report what would run, train and write nothing."),
 ]
+Smoke = Annotated[
+    bool,
+    typer.Option("--smoke", help="Try the recipe: one step on two generated samples, at full size, in minutes."),
+]
+RandomInit = Annotated[
+    bool, typer.Option("--random-init", help="With --smoke: random weights, so that nothing is downloaded.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, metavar="N", help="Samples per batch.")]
 Device = Annotated[

@@ -7,7 +7,7 @@ from typing import Literal
 
 from madtp_cli.commands.options import recipe_changes, verbosity
 from madtp_cli.commands.output import emit, open_console
-from madtp_cli.errors import BudgetError, RecipeError
+from madtp_cli.errors import BudgetError, RecipeError, UsageError
 from madtp_cli.recipe import Recipe, load_recipe
 from madtp_cli.results import PruneResult
 
@@ -28,6 +28,8 @@ def run(
     json_output: bool,
     verbose: int,
     quiet: bool,
+    random_init: bool,
+    smoke: bool,
 ) -> None:
     """Run a recipe and report; raises BudgetError after the report of a `prune` that missed its budget."""
     level = verbosity(verbose, quiet)
@@ -35,6 +37,10 @@ def run(
     loaded = load_recipe(recipe, changes)
     if command == "prune":
         _check_prunes(loaded)
+    _check_tries(loaded, random_init=random_init, smoke=smoke, dry_run=dry_run, resume=resume)
+    if smoke and output is None:
+        # Not in the way of the real run.
+        loaded = loaded.model_copy(update={"output": f"{loaded.output}-smoke"})
     with open_console(json_output, level) as console:
         from madtp_cli.engine.run import finetune, prune
 
@@ -48,14 +54,28 @@ def run(
             device=device,
             console=console,
             verbosity=level,
+            random_init=random_init,
+            smoke=smoke,
         )
     emit(result, json_output, console)
-    if command == "prune" and result.budget is not None and not result.budget.met:
+    if smoke:
+        console.print("smoke run: two samples, one step; the path works, the figures mean nothing")
+    elif command == "prune" and result.budget is not None and not result.budget.met:
         reached, target = result.budget.reached_reduction, result.budget.target_reduction
         raise BudgetError(
             f"budget not reached: reduction {reached:.3f}, target {target:.3f}; "
             f"the checkpoint is kept and marked so: {result.checkpoint}"
         )
+
+
+def _check_tries(recipe: Recipe, *, random_init: bool, smoke: bool, dry_run: bool, resume: bool) -> None:
+    """Refuse options that contradict each other; raises UsageError."""
+    if random_init and not smoke:
+        raise UsageError("--random-init is for trying a recipe with --smoke; a real run starts from trained weights")
+    if random_init and recipe.model.checkpoint is None:
+        raise UsageError(f"{recipe.name} trains from scratch anyway; leave --random-init out")
+    if smoke and (dry_run or resume):
+        raise UsageError(f"--smoke and {'--dry-run' if dry_run else '--resume'} exclude each other; give one")
 
 
 def _check_prunes(recipe: Recipe) -> None:

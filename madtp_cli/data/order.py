@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from madtp_cli.data.batch import Batch
+from madtp_cli.data.batch import Batch, Split
 
 BatchT = TypeVar("BatchT", bound=Batch)
 BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
@@ -54,6 +54,20 @@ class Shuffled(Generic[BatchT]):
             int(permutation(len(self), self.seed, position // len(self))[position % len(self)])
             for position in range(start, start + size)
         ]
+
+
+class Repeated(Generic[BatchT]):
+    """Serve whole batches of a split over and over, in its own order: for data that are generated in random order."""
+
+    def __init__(self, split: Split[BatchT]) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, start: int, size: int) -> BatchT:
+        """Return the samples at positions start to start + size, a multiple of `size`; positions run on without end."""
+        return self.split.batch(start % (len(self) // size * size), size)
 
 
 @functools.lru_cache(maxsize=4)

@@ -39,8 +39,8 @@ def starting_checkpoint(recipe: Recipe) -> Checkpoint | None:
     opened = open_checkpoint(model.checkpoint, config=config, task=recipe.task)
     if opened.family != model.family:
         raise RecipeError(
-            f"{recipe.where('model.family')}: model.family is {model.family}, but {model.checkpoint} is a checkpoint of "
-            f"{opened.family}; set it to {opened.family}"
+            f"{recipe.where('model.family')}: model.family is {model.family}, but {model.checkpoint} is a checkpoint "
+            f"of {opened.family}; set it to {opened.family}"
         )
     return opened
 
@@ -74,8 +74,8 @@ def fresh_config(recipe: Recipe) -> Any:
     assert recipe.model.architecture is not None
     known = facts(recipe.data.name)
     words = {word: number for number, word in enumerate(known.vocabulary)}
-    shape: dict[str, int] = recipe.model.architecture.model_dump()
-    shared = {"image_size": recipe.data.image_size or known.image_size or 0, "vocab_size": len(words)}
+    shape: dict[str, Any] = recipe.model.architecture.model_dump()
+    shared: dict[str, Any] = {"image_size": recipe.data.image_size or known.image_size or 0, "vocab_size": len(words)}
     projection = shape.pop("projection")
     if recipe.model.family == "clip":
         shape.pop("merge_from")

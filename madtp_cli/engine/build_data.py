@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,14 +10,15 @@ from typing import Any
 
 from madtp_cli.data import custom, karpathy, nlvr2, nlvr_v1, scenes, sentences, shapes, shapes_single, vqav2
 from madtp_cli.data.batch import Split
-from madtp_cli.data.caption_metrics import caption_scores
+from madtp_cli.data.caption_metrics import caption_scores, official_caption_scores
 from madtp_cli.data.metrics import nlvr2_scores, recalls, vqa_accuracy
-from madtp_cli.data.order import Shuffled
+from madtp_cli.data.order import Repeated, Shuffled
 from madtp_cli.engine.tasks.base import Normalisation, Task
 from madtp_cli.engine.tasks.caption import Caption, Writing
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.tasks.retrieval import Retrieval
 from madtp_cli.engine.tasks.vqa import Answering, Vqa
+from madtp_cli.errors import SourceError
 from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe
 from madtp_cli.recipe_sections import DataSection, SplitFiles
@@ -25,6 +26,7 @@ from madtp_cli.recipe_sections import DataSection, SplitFiles
 SPLITS = ("train", "validation", "test")
 # BLIP's list of answers to rank has 3,128: those given most often in the training split.
 ANSWERS = 3128
+MOST_NAMED = 5  # images that a line names
 SHAPES_SPLITS: Mapping[str, type[Any]] = {
     "nlvr2": shapes.ShapesPairs,
     "vqa": shapes_single.ShapesQuestions,
@@ -95,10 +97,19 @@ class Splits:
         """Return `validation` (or `val`) or `test`."""
         return self.test if name == "test" else self.validation
 
-    def broken(self) -> dict[str, list[str]]:
-        """Name the broken images met so far, by split."""
+    def broken(self) -> dict[str, tuple[str, ...]]:
+        """Name the missing and unreadable images met so far, by split."""
         opened = {name: self.__dict__[name] for name in SPLITS if name in self.__dict__}
-        return {name: list(found) for name, split in opened.items() if (found := getattr(split, "broken", None))}
+        return {name: tuple(found) for name, split in opened.items() if (found := getattr(split, "broken", None))}
+
+
+def broken_notes(splits: Splits) -> list[str]:
+    """Say which images were left out, a line for each split that has any."""
+    return [
+        f"{name}: {len(found)} images left out (data.max_broken): {', '.join(found[:MOST_NAMED])}"
+        + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+        for name, found in splits.broken().items()
+    ]
 
 
 def open_splits(recipe: Recipe, processor: Processor) -> Splits:
@@ -139,8 +150,8 @@ def _candidates(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
         return tuple(vqav2.read_answers(Path(recipe.inference.answer_list)))
     if recipe.data.name == "shapes":
         return shapes_single.answer_list()
-    train = splits.train
-    return tuple(vqav2.frequent_answers(train.split if isinstance(train, Shuffled) else train, ANSWERS))
+    train: Any = splits.train  # in an order of its own, around the split
+    return tuple(vqav2.frequent_answers(train.split, ANSWERS))
 
 
 def _caption(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
@@ -158,7 +169,17 @@ def _caption(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
         writing,
         _normalisation(processor),
         score="accuracy" if shaped else "cider_javafree",
+        official=None if shaped else _official,
         label_smoothing=recipe.training.label_smoothing,
+    )
+
+
+def _official(
+    predictions: Sequence[str], references: Sequence[tuple[str, ...]]
+) -> tuple[Mapping[str, float], tuple[str, ...]]:
+    found = official_caption_scores(predictions, references)
+    return found.scores, tuple(
+        dict.fromkeys(f"no official caption scores: {reason}" for reason in found.failures.values())
     )
 
 
@@ -179,12 +200,16 @@ def _normalisation(processor: Processor) -> Normalisation:
 
 
 def _open(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
-    """Open one split; the training split of files is shuffled anew in every epoch."""
+    """Open one split; positions in the training split run on without end, files shuffled anew in every epoch."""
     data = recipe.data
-    opened = OPENERS[data.name](recipe, processor, split)
-    if split == "train" and data.name != "shapes" and hasattr(opened, "gather"):
-        return Shuffled(opened, data.seed)
-    return opened
+    opened: Any = OPENERS[data.name](recipe, processor, split)
+    if split != "train":
+        return opened
+    if data.name == "shapes":
+        return Repeated(opened)
+    if isinstance(opened, custom.CustomStream):
+        return opened.shuffled(data.seed)
+    return Shuffled(opened, data.seed)
 
 
 def _open_shapes(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
@@ -205,32 +230,46 @@ def _open_pairs(kind: type[Any], recipe: Recipe, processor: Processor, split: st
 def _open_vqav2(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     data = recipe.data
     assert data.questions is not None
-    annotations = _file(data, split) if data.annotations is not None else None
-    questions = Path(getattr(data.questions, split))
-    return vqav2.VqaQuestions(questions, annotations, _images(data), processor, max_broken=data.max_broken)
+    annotations = _files(data.annotations, split) if isinstance(data.annotations, SplitFiles) else None
+    genome = None if data.genome_images is None else Path(data.genome_images)
+    return vqav2.VqaQuestions(
+        _files(data.questions, split),
+        annotations,
+        _images(data),
+        processor,
+        genome_images=genome,
+        max_broken=data.max_broken,
+    )
 
 
 def _open_karpathy(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     data = recipe.data
-    prompt = {"prompt": recipe.inference.prompt} if recipe.task == "caption" else {}
+    more: dict[str, Any] = {"prompt": recipe.inference.prompt} if recipe.task == "caption" else {}
+    if recipe.model.family == "clip":
+        more["max_tokens"] = processor.longest
     opened: Split[Any] = KARPATHY[recipe.task](
-        _file(data, split), _images(data), split, processor, max_broken=data.max_broken, **prompt
+        _file(data, split), _images(data), split, processor, max_broken=data.max_broken, **more
     )
     return opened
 
 
 def _open_custom(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     data = recipe.data
-    opened: Split[Any] = custom.CustomSplit(
+    assert data.source is not None
+    assert data.columns is not None
+    return custom.open_custom(
         recipe.task,
-        data.source or "",
+        data.source,
         getattr(data.splits, split),
-        data.columns or {},
+        data.columns,
         processor,
-        streaming=data.streaming,
+        data.streaming,
+        images=None if data.images is None else Path(data.images),
+        training=split == "train",
+        samples=getattr(data.stream_samples, split) if data.stream_samples else None,
+        prompt=recipe.inference.prompt if recipe.task == "caption" else "",
         max_broken=data.max_broken,
     )
-    return opened
 
 
 OPENERS: Mapping[str, Callable[[Recipe, Processor, str], Split[Any]]] = {
@@ -244,10 +283,21 @@ OPENERS: Mapping[str, Callable[[Recipe, Processor, str], Split[Any]]] = {
 }
 
 
+def _files(given: SplitFiles, split: str) -> list[Path]:
+    """Return the files of a split, which may be several."""
+    named: str | tuple[str, ...] = getattr(given, split)
+    return [Path(name) for name in ((named,) if isinstance(named, str) else named)]
+
+
 def _file(data: DataSection, split: str) -> Path:
-    """Return the annotations of a split."""
+    """Return the one file of annotations of a split."""
     assert data.annotations is not None
-    return Path(getattr(data.annotations, split) if isinstance(data.annotations, SplitFiles) else data.annotations)
+    if isinstance(data.annotations, str):
+        return Path(data.annotations)
+    first, *more = _files(data.annotations, split)
+    if more:
+        raise SourceError(f"data.annotations.{split}: {data.name} reads one file for each split; name one")
+    return first
 
 
 def _images(data: DataSection) -> Path:

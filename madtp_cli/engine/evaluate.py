@@ -12,6 +12,7 @@ import torch
 from madtp_cli.data.batch import Batch, Split
 from madtp_cli.engine.tally import Tally
 from madtp_cli.engine.tasks.base import Task
+from madtp_cli.errors import SourceError
 from madtp_cli.models.base import Output, PrunedModel
 from madtp_cli.models.tower import LayerTrace
 
@@ -25,6 +26,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     cost: Tally
     records: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -39,10 +41,12 @@ def mixed(precision: str, device: torch.device) -> AbstractContextManager[object
 
 
 def batches(data: Split[Any], size: int, limit: int | None = None) -> Iterator[Any]:
-    """Cut a split, or its first `limit` samples, into batches."""
+    """Cut a split, or its first `limit` samples, into batches; those whose images are all broken are left out."""
     count = len(data) if limit is None else min(limit, len(data))
     for start in range(0, count, size):
-        yield data.batch(start, min(size, count - start))
+        batch = data.batch(start, min(size, count - start))
+        if batch.samples:
+            yield batch
 
 
 @torch.inference_mode()
@@ -55,12 +59,16 @@ def evaluate(
     limit: int | None = None,
     records: bool = False,
     precision: str = "fp32",
+    final: bool = False,
 ) -> Evaluation:
-    """Evaluate; with `records`, keep one entry per sample: prediction, logits, cost, tokens per layer."""
+    """Evaluate; with `records`, keep one entry per sample: prediction, logits, cost, tokens per layer.
+
+    `final` adds metrics that are too slow to choose weights by. Raises SourceError if no sample could be read.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    scorer = task.scorer(model)
+    scorer = task.scorer(model, final=final)
     tally = Tally()
     lines: list[dict[str, Any]] = []
     with mixed(precision, device):
@@ -70,11 +78,13 @@ def evaluate(
             scorer.add(batch, output)
             if records:
                 lines += _records(batch, output, cost)
+        if not tally.macs:
+            raise SourceError("no sample could be read: every image is missing or broken; see data.max_broken")
         scores = scorer.scores()
     for line, prediction, logits in zip(lines, scores.predictions, scores.logits, strict=True) if records else ():
         line.update(prediction=prediction, logits=logits)
     model.train(was_training)
-    return Evaluation(scores.metrics, tally, lines)
+    return Evaluation(scores.metrics, tally, lines, scores.notes)
 
 
 @torch.inference_mode()

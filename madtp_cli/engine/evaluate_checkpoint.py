@@ -9,7 +9,7 @@ from rich.console import Console
 
 from madtp_cli import results
 from madtp_cli.engine import build
-from madtp_cli.engine.build_data import open_splits
+from madtp_cli.engine.build_data import broken_notes, open_splits
 from madtp_cli.engine.evaluate import BATCH, evaluate
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
@@ -47,7 +47,10 @@ def evaluate_checkpoint(
         limit=limit,
         records=predictions is not None,
         precision=build.choose_precision(precision or "fp32", where),
+        final=True,
     )
+    for note in (*opened.notes, *found.notes, *broken_notes(data)):
+        console.print(note)
     if predictions is not None:
         lines = [results.Prediction(**record).to_json() for record in found.records]
         try:
@@ -65,6 +68,7 @@ def evaluate_checkpoint(
         metrics=found.metrics,
         gmacs=results.Gmacs(dense=found.cost.dense_gmacs, pruned=found.cost.gmacs, reduction=found.cost.reduction),
         predictions=None if predictions is None else str(predictions),
+        broken_images=data.broken(),
     )
 
 

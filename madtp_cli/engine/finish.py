@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.engine.build_data import Splits, facts
+from madtp_cli.engine.build_data import Splits, broken_notes, facts
 from madtp_cli.engine.evaluate import BATCH, Evaluation, evaluate
-from madtp_cli.engine.latency import compare_latency
+from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, SECONDS, compare_latency
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.resume import METRICS
-from madtp_cli.models.checkpoints import Checkpoint, save_weights
 from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.checkpoints import Checkpoint, save_weights
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.weights import WEIGHTS
@@ -27,6 +27,22 @@ from madtp_cli.recipe import Recipe
 from madtp_cli.report.model_card import model_card
 
 MEASURED_IN = "fp32"  # whatever precision the training ran in
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How thoroughly a run is measured: samples for the reachable range, passes of the calibration, and latency."""
+
+    probe_samples: int = 128
+    calibration_calls: int = 12
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    latency_samples: int = SAMPLES
+    latency_seconds: float = SECONDS
+    judged: bool = True
+    """Whether a missed budget fails the run."""
+
+
+SMOKE = Effort(2, 3, (1,), 2, 0.0, judged=False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,7 @@ class Finished:
     device: torch.device
     precision: str
     began: float
+    effort: Effort = Effort()
 
 
 def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console) -> results.PruneResult:
@@ -69,8 +86,19 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
     # From scratch there is one model, the dense one.
     main = "dense" if run.subject.dense is None else "pruned"
     models = {main: student} if run.subject.dense is None else {"dense": run.subject.dense, main: student}
-    tested = {name: evaluate(model, splits.task, splits.test, batch_size=BATCH) for name, model in models.items()}
-    timed = compare_latency(models, splits.validation)
+    tested = {
+        name: evaluate(model, splits.task, splits.test, batch_size=BATCH, final=True) for name, model in models.items()
+    }
+    for note in dict.fromkeys([*(note for found in tested.values() for note in found.notes), *broken_notes(splits)]):
+        console.print(note)
+    effort = run.effort
+    timed = compare_latency(
+        models,
+        splits.validation,
+        samples=effort.latency_samples,
+        batch_sizes=effort.batch_sizes,
+        seconds=effort.latency_seconds,
+    )
     sides = {
         name: _side(model, tested[name], {str(size): found[name].p50_ms for size, found in timed.items()})
         for name, model in models.items()
@@ -87,6 +115,8 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         pruned=sides.get("pruned"),
         layers=tested[main].cost.layers,
         seconds=time.monotonic() - run.began,
+        smoke=not effort.judged,
+        broken_images=splits.broken(),
     )
 
     def write(folder: Path) -> None:

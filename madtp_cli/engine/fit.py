@@ -54,7 +54,8 @@ class FitSettings:
     seed: int
     precision: str
     validate_every: int
-    save_every: int
+    save_every: int | None
+    """None saves no state: nothing to resume."""
     log_every: int
     validation_limit: int | None = None
 
@@ -114,13 +115,15 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
     settings = job.settings
     module, optimizers, schedulers = _prepare(job, accelerator)
     run = _resumed(job, accelerator) if resume else Run()
-    usable = len(job.train) // settings.batch_size * settings.batch_size
     began = time.monotonic() - run.seconds
     module.train()
     # Line by line, so that the log is never behind a saved state.
     with StopRequest(progress.message) as stop, (job.folder / METRICS).open("a", encoding="utf-8", buffering=1) as log:
         while run.step < settings.steps:
-            batch = job.train.batch(run.step * settings.batch_size % usable, settings.batch_size)
+            batch = job.train.batch(run.step * settings.batch_size, settings.batch_size)
+            if not batch.samples:  # every image of it was broken, and tolerated
+                run.step += 1
+                continue
             output: StepOutput = module(batch)
             loss = torch.stack(list(output.losses.values())).sum()
             if not math.isfinite(loss.item()):
@@ -145,14 +148,16 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
             if run.step % settings.validate_every == 0 or run.step == settings.steps:
                 _validate(job, run, progress)
                 log.write(json.dumps({"step": run.step, "validation": run.validation}) + "\n")
-            if stop.asked or run.step % settings.save_every == 0 or run.step == settings.steps:
+            if settings.save_every and (
+                stop.asked or run.step % settings.save_every == 0 or run.step == settings.steps
+            ):
                 _save(job, accelerator, run)
             if stop.asked:
                 raise Interrupted(
                     f"stopped at step {run.step} of {settings.steps}; the state is saved in {job.folder}, "
                     "go on with --resume"
                 )
-    if not settings.steps:
+    if not settings.steps and settings.save_every:
         _save(job, accelerator, run)  # nothing was trained, but what follows may be interrupted too
     _restore_best(job, run)
     return run

@@ -46,10 +46,18 @@ def time_models(
     return found
 
 
-def compare_latency(models: Mapping[str, PrunedModel], data: Split[Any]) -> dict[int, dict[str, Latency]]:
-    """Time models at batch 1 and 32 on samples of a split: latencies by batch size and model."""
-    drawn = spread_samples(data, SAMPLES)
-    return time_models({name: (model, fit_samples(drawn, model)) for name, model in models.items()}, seconds=SECONDS)
+def compare_latency(
+    models: Mapping[str, PrunedModel],
+    data: Split[Any],
+    *,
+    samples: int = SAMPLES,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    seconds: float = SECONDS,
+) -> dict[int, dict[str, Latency]]:
+    """Time models on samples of a split: latencies by batch size and model."""
+    drawn = spread_samples(data, samples)
+    candidates = {name: (model, fit_samples(drawn, model)) for name, model in models.items()}
+    return time_models(candidates, batch_sizes=batch_sizes, seconds=seconds)
 
 
 def _call(model: PrunedModel, samples: Sequence[Batch], size: int, precision: str) -> Callable[[], object]:

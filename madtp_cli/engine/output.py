@@ -23,6 +23,10 @@ class OutputFolder:
         """The run's own folder: training state and metrics, deleted once the checkpoint is written."""
         return self.final.with_name(self.final.name + ".partial")
 
+    def beside(self, name: str) -> Path:
+        """Return a folder of its own beside the checkpoint, which outlives the run."""
+        return self.final.with_name(f"{self.final.name}.{name}")
+
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse, before anything is computed, an output that would lose something or cannot be written.
 

@@ -11,19 +11,18 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.costs import analytic, counters
+from madtp_cli.costs import analytic, counters, published
 from madtp_cli.costs.latency import Latency
-from madtp_cli.data.batch import Batch, Split
-from madtp_cli.engine import build
-from madtp_cli.engine.build_data import SHAPES_SPLITS, open_splits
-from madtp_cli.engine.evaluate_checkpoint import own_recipe
+from madtp_cli.data.batch import Batch
+from madtp_cli.engine import build, passes
 from madtp_cli.engine.latency import ATTENTION_BACKEND, BATCH_SIZES, SAMPLES, time_models
-from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
-from madtp_cli.engine.tally import Tally
+from madtp_cli.engine.profile_subject import Subject, open_subject
+from madtp_cli.engine.samples import check_text_tokens, fit_samples, join_samples, spread_samples
+from madtp_cli.engine.tally import layer_tokens
 from madtp_cli.engine.tasks.base import Normalisation, arguments
 from madtp_cli.errors import UsageError
-from madtp_cli.models.base import PrunedModel, initialise, towers_of
-from madtp_cli.models.checkpoints import MODELS, Checkpoint, open_checkpoint
+from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.recipe import Recipe
 
 COUNTERS: Mapping[str, Callable[..., counters.Count]] = {
@@ -37,12 +36,17 @@ COUNT_BATCH = 16
 
 @dataclass(frozen=True)
 class Costs:
-    """What samples cost on average, in MACs: without pruning, with it by module; and the tokens leaving every layer."""
+    """What samples cost on average, in MACs: without pruning, with it by module; and the tokens leaving every layer.
+
+    `measured` and `dense_measured` are what the analytic count found, with and without pruning.
+    """
 
     dense: float
     modules: Mapping[str, float]
     uncounted: tuple[str, ...]
     layers: tuple[results.LayerTokens, ...] = ()
+    measured: passes.Measured | None = None
+    dense_measured: passes.Measured | None = None
 
     @property
     def macs(self) -> float:
@@ -51,16 +55,7 @@ class Costs:
 
     def gmacs(self) -> results.Gmacs:
         """Return the record of both costs, in 1e9 MACs."""
-        return results.Gmacs(dense=self.dense / 1e9, pruned=self.macs / 1e9, reduction=1 - self.macs / self.dense)
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model to profile, the data it is profiled on, and the seed of whatever is random in it."""
-
-    model: PrunedModel
-    data: Split[Any]
-    seed: int | None
+        return _gmacs(self.dense, self.macs)
 
 
 def profile_checkpoint(
@@ -78,50 +73,49 @@ def profile_checkpoint(
     seed: int | None,
     console: Console,
     verbosity: int,
+    convention: str = "sample",
 ) -> results.ProfileResult:
     """Profile a checkpoint, or a recipe's model (`random_init`: with random weights), beside a baseline if given.
 
-    Costs are means over real samples of the validation split. Latency is that of the model as it prunes, of itself at
-    strength 0 and of the baseline, in turn. Raises SourceError, RecipeError, UsageError for what cannot be profiled.
+    Costs are means over real samples of the validation split, or, by convention `published`, put together from passes
+    over them as papers do. Latency is that of the model as it prunes, of itself at strength 0 and of the baseline, in
+    turn. Raises SourceError, RecipeError, UsageError for what cannot be profiled.
     """
+    if convention == "published" and counter != "analytic":
+        raise UsageError(f"--convention published is put together by arithmetic, not by {counter}; remove --counter")
     where = build.choose_device(device)
-    chosen_precision = build.choose_precision(precision or "fp32", where)
-    subject = _subject(checkpoint, recipe, random_init, seed, console)
-    model = subject.model.to(where)
+    chosen = build.choose_precision(precision or "fp32", where)
+    runs = latency or baseline is not None or counter != "analytic"
+    subject = open_subject(checkpoint, recipe, random_init=random_init, runs=runs, seed=seed, console=console)
+    model = subject.model if subject.weightless else subject.model.to(where)
+    tokens = _text_tokens(subject, text_tokens, convention)
     compared = None if baseline is None else open_checkpoint(baseline)
-    models = {"pruned": model}
-    if compared is not None:
-        models["baseline"] = compared.build().to(where)
+    models = {"pruned": model} | ({} if compared is None else {"baseline": compared.build().to(where)})
     sizes = tuple(sorted({1, batch_size or max(BATCH_SIZES)}))
-    drawn = spread_samples(subject.data, max(SAMPLES, *sizes))
-    samples = {name: fit_samples(drawn, each, text_tokens) for name, each in models.items()}
-    costs = {name: _count(each, samples[name], counter, console, name) for name, each in models.items()}
-    timed: dict[int, dict[str, Latency]] = {}
-    if latency:
-        candidates = {name: (each, samples[name]) for name, each in models.items()}
-        if prunes(model):
-            candidates = {"dense": (at_strength(model, 0), samples["pruned"]), **candidates}
-        timed = time_models(candidates, batch_sizes=sizes, precision=chosen_precision)
-    found = costs["pruned"]
-    return results.ProfileResult(
-        command="profile",
-        device=str(where),
-        dtype=chosen_precision,
+    samples: dict[str, list[Batch]] = {}
+    if subject.data is None:
+        assert tokens is not None
+        costs = {"pruned": dense_costs(model, [tokens])}
+    else:
+        drawn = spread_samples(subject.data, max(SAMPLES, *sizes))
+        samples = {name: fit_samples(drawn, each, tokens) for name, each in models.items()}
+        costs = {name: _count(each, samples[name], counter, console, name) for name, each in models.items()}
+    costed = {name: _in_convention(each, costs[name], convention) for name, each in models.items()}
+    timed = _timed(models, samples, sizes, chosen) if latency else {}
+    return replace(
+        costed["pruned"],
+        device=None if subject.weightless else str(where),
+        dtype=None if subject.weightless else chosen,
         seed=subject.seed,
         checkpoint=checkpoint,
-        gmacs=found.gmacs(),
-        params=_parameters(model),
-        modules=module_costs(model, found.modules),
-        layers=found.layers,
         latency_ms=_p50(timed, "pruned"),
         latency_p90_ms={str(size): latencies["pruned"].p90_ms for size, latencies in timed.items()},
         dense_latency_ms=_p50(timed, "dense" if prunes(model) else "pruned"),
-        uncounted=found.uncounted,
         counter=counter,
-        attention_backend=ATTENTION_BACKEND,
+        attention_backend=None if subject.weightless else ATTENTION_BACKEND,
         batch_size=sizes[-1] if latency else None,
-        text_tokens=text_tokens,
-        baseline=None if compared is None else _side(compared, models["baseline"], costs["baseline"], timed),
+        text_tokens=tokens,
+        baseline=None if compared is None else _side(compared, costed["baseline"], timed),
     )
 
 
@@ -140,14 +134,36 @@ def at_strength(model: PrunedModel, strength: float) -> PrunedModel:
 @torch.inference_mode()
 def analytic_costs(model: PrunedModel, samples: Sequence[Batch]) -> Costs:
     """Count by token numbers: exact, and of every module."""
+    lengths = [length for sample in samples for length in sample.text_lengths]
+    dense = dense_costs(model, lengths)
+    if not prunes(model):
+        return dense
     device = next(model.parameters()).device
     model.eval()
-    tally = Tally()
+    meter = passes.Meter()
     for start in range(0, len(samples), COUNT_BATCH):
-        batch = join_samples(samples[start : start + COUNT_BATCH])
-        tally.add(model, model(**arguments(batch, Normalisation(), device)))
-    modules = {name: macs / len(samples) for name, macs in tally.modules.items()}
-    return Costs(sum(tally.dense_macs) / len(samples), modules, analytic.UNCOUNTED, tally.layers)
+        given = arguments(join_samples(samples[start : start + COUNT_BATCH]), Normalisation(), device)
+        meter.add(model, model(**given), given["text"])
+    measured = meter.measured(model)
+    return replace(dense, modules=measured.macs, layers=meter.tally.layers, measured=measured)
+
+
+def dense_costs(model: PrunedModel, lengths: Sequence[int]) -> Costs:
+    """Count what the unpruned model costs for texts of these lengths; nothing is run, and no weights are needed."""
+    measured = passes.dense(model, lengths)
+    seen, read = model.image_tokens, list(lengths)
+    leaving = {
+        **{("vision", layer): [seen] for layer in range(model.config.vision_config.num_hidden_layers)},
+        **{("text", layer): read for layer in range(model.config.text_config.num_hidden_layers)},
+    }
+    return Costs(
+        dense=sum(measured.macs.values()),
+        modules=measured.macs,
+        uncounted=analytic.UNCOUNTED,
+        layers=layer_tokens(leaving),
+        measured=measured,
+        dense_measured=measured,
+    )
 
 
 def counted_costs(model: PrunedModel, samples: Sequence[Batch], counter: str, names: Sequence[str]) -> Costs:
@@ -179,45 +195,62 @@ def module_costs(model: PrunedModel, macs: Mapping[str, float]) -> tuple[results
     )
 
 
-def _subject(
-    checkpoint: str | None, recipe: Recipe | None, random_init: bool, seed: int | None, console: Console
-) -> _Subject:
-    """Open what is to be profiled."""
-    if recipe is None:
-        assert checkpoint is not None
-        opened = open_checkpoint(checkpoint)
-        return _Subject(opened.build(), _data_of(opened, console), seed)
-    if seed is not None:
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-    source = None if random_init else build.starting_checkpoint(recipe)
-    if source is None and not random_init:
-        raise UsageError(
-            f"{recipe.name} trains a model from scratch and names no checkpoint; profile it with --random-init"
-        )
-    config = build.full_config(recipe) if source is None else source.config
-    spec = build.pruning_spec(recipe, config)
-    if spec.method != "none" and not spec.strength:
-        console.print("the recipe leaves pruning.strength to its budget, so the dense model is profiled")
-    torch.manual_seed(recipe.training.seed)
-    if source is not None:
-        model = source.build(spec)
-        processor = build.processor_of(source, recipe.model.tokenizer)
-    else:
-        model = MODELS[recipe.model.family, recipe.task](
-            config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength
-        )
-        initialise(model)
-        processor = build.fresh_processor(recipe)
-    return _Subject(model.eval(), open_splits(recipe, processor).validation, recipe.training.seed)
+def _text_tokens(subject: Subject, given: int | None, convention: str) -> int | None:
+    """Choose the length of texts; None leaves them as they are. Raises UsageError for more than the model reads."""
+    model = subject.model
+    if given is not None:
+        check_text_tokens(model, given)
+        return given
+    if convention == "published":
+        longest: int = model.config.text_config.max_position_embeddings
+        return min(published.CALLS[model.family, model.task].text_tokens, longest)
+    return subject.text_tokens
 
 
-def _data_of(checkpoint: Checkpoint, console: Console) -> Split[Any]:
-    """Open the validation split that a checkpoint was made on; generated data of its task if it does not say."""
-    if (checkpoint.folder / "recipe.yaml").is_file():
-        return open_splits(own_recipe(checkpoint), build.processor_of(checkpoint)).validation
-    console.print(f"{checkpoint.folder} has no recipe.yaml: measured on samples of shapes")
-    made: Split[Any] = SHAPES_SPLITS[checkpoint.task]("validation", SAMPLES * 32)
-    return made
+def _in_convention(model: PrunedModel, costs: Costs, convention: str) -> results.ProfileResult:
+    """Start a result: what a model costs as the convention counts it."""
+    started = results.ProfileResult(
+        command="profile",
+        checkpoint=None,
+        convention=convention,
+        gmacs=costs.gmacs(),
+        params=_parameters(model),
+        modules=module_costs(model, costs.modules),
+        layers=costs.layers,
+        uncounted=costs.uncounted,
+    )
+    assert costs.measured is not None
+    assert costs.dense_measured is not None
+    if convention == "sample":
+        dense = passes.second_passes(model, costs.dense_measured)
+        pruned = passes.second_passes(model, costs.measured)
+        more = [results.PassCost(name=name, gmacs=_gmacs(dense[name], pruned[name])) for name in dense]
+        return replace(started, passes=tuple(more))
+    call = published.CALLS[model.family, model.task]
+    whole, left = passes.passes(model, costs.dense_measured), passes.passes(model, costs.measured)
+    modules = published.compose(call, left)
+    composition = tuple(
+        results.PassCost(name=name, gmacs=_gmacs(whole[name].published_macs, left[name].published_macs), times=times)
+        for name, times in call.passes.items()
+    )
+    return replace(
+        started,
+        gmacs=_gmacs(sum(published.compose(call, whole).values()), sum(modules.values())),
+        modules=module_costs(model, modules),
+        uncounted=tuple(name for name in costs.uncounted if name != analytic.LAYER_NORM),
+        composition=composition,
+        published_gmacs=call.gmacs if passes.is_published(model) else None,
+    )
+
+
+def _timed(
+    models: Mapping[str, PrunedModel], samples: Mapping[str, list[Batch]], sizes: Sequence[int], precision: str
+) -> dict[int, dict[str, Latency]]:
+    """Time all models, and the pruned one without pruning."""
+    candidates = {name: (model, samples[name]) for name, model in models.items()}
+    if prunes(models["pruned"]):
+        candidates = {"dense": (at_strength(models["pruned"], 0), samples["pruned"]), **candidates}
+    return time_models(candidates, batch_sizes=sizes, precision=precision)
 
 
 def _count(model: PrunedModel, samples: Sequence[Batch], counter: str, console: Console, name: str) -> Costs:
@@ -232,7 +265,7 @@ def _count(model: PrunedModel, samples: Sequence[Batch], counter: str, console: 
         f"{counter} counts {found.macs / 1e9:.6g} gmacs on {len(few)} samples of the {name} model, "
         f"the analytic count is {expected / 1e9:.6g} ({100 * (found.macs / expected - 1):+.3f}%)"
     )
-    return replace(found, layers=exact.layers)
+    return replace(exact, dense=found.dense, modules=found.modules, uncounted=found.uncounted)
 
 
 def _arguments(sample: Batch, device: torch.device) -> tuple[Any, ...]:
@@ -247,13 +280,17 @@ def _parameters(model: PrunedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _gmacs(dense: float, pruned: float) -> results.Gmacs:
+    return results.Gmacs(dense=dense / 1e9, pruned=pruned / 1e9, reduction=1 - pruned / dense)
+
+
 def _side(
-    checkpoint: Checkpoint, model: PrunedModel, costs: Costs, timed: Mapping[int, Mapping[str, Latency]]
+    checkpoint: Checkpoint, costed: results.ProfileResult, timed: Mapping[int, Mapping[str, Latency]]
 ) -> results.Side:
     return results.Side(
         metrics={},
-        gmacs=costs.macs / 1e9,
-        params=_parameters(model),
+        gmacs=costed.gmacs.pruned,
+        params=costed.params,
         latency_ms=_p50(timed, "baseline"),
         size_mib=checkpoint.size_mib,
     )

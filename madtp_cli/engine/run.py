@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +16,20 @@ from madtp_cli.budget import BudgetController, calibrate, reachable
 from madtp_cli.engine import build
 from madtp_cli.engine.build_data import Splits, open_splits
 from madtp_cli.engine.evaluate import BATCH, measure_reduction
-from madtp_cli.engine.finish import Finished, Subject, finish
+from madtp_cli.engine.finish import SMOKE, Effort, Finished, Subject, finish
 from madtp_cli.engine.fit import FitSettings, Job, Run, fit, make_accelerator
 from madtp_cli.engine.output import OutputFolder
+from madtp_cli.engine.smoke import random_checkpoint, smoke_recipe
 from madtp_cli.engine.step import TrainingStep
 from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint
+from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.progress import TrainingProgress
 
-PROBE_SAMPLES = 128  # for the reachable range, before training
+SMOKE_STRENGTH = 0.5  # so that even the one step of a smoke run prunes
 CALIBRATION_TOLERANCE = 0.0005  # in reduction; the test split adds its own sampling error
 
 
@@ -51,23 +54,31 @@ def _run(
     device: str,
     console: Console,
     verbosity: int,
+    random_init: bool = False,
+    smoke: bool = False,
 ) -> results.PruneResult:
     began = time.monotonic()
     where = build.choose_device(device)
     output = OutputFolder(Path(recipe.output))
     output.check(resume=resume, overwrite=overwrite)
-    source = build.starting_checkpoint(recipe)
+    if smoke:
+        recipe = smoke_recipe(recipe, output.beside("data"))
+    source, processor = random_checkpoint(recipe) if random_init else _source(recipe)
     if command == "finetune":
         recipe = _held(recipe, source)
-    subject = _subject(command, recipe, source)
+    subject = _subject(command, recipe, source, processor)
     splits = open_splits(recipe, subject.processor)
     settings = build.fit_settings(recipe, where, len(splits.train))
+    if smoke:
+        settings = replace(settings, save_every=None)
+        subject.student.strength = SMOKE_STRENGTH
     accelerator = make_accelerator(settings, where)
     for line in subject.source.notes if subject.source else ():
         console.print(line)
     subject = subject.to(where)
     step = _step(recipe, subject, splits)
-    goal = _goal(recipe, subject.student, splits) if command == "prune" else None
+    effort = SMOKE if smoke else Effort()
+    goal = _goal(recipe, subject.student, splits, effort) if command == "prune" else None
     if dry_run:
         console.print(_plan(command, name, settings, goal, recipe.model.checkpoint))
         return results.PruneResult(
@@ -95,8 +106,8 @@ def _run(
     began = min(began, time.monotonic() - trained.seconds)  # a resumed run counts its earlier sittings
     try:
         if goal is not None:
-            _calibrate(subject.student, splits, goal, console)
-        finished = Finished(command, recipe, subject, goal, where, settings.precision, began)
+            _calibrate(subject.student, splits, goal, effort, console)
+        finished = Finished(command, recipe, subject, goal, where, settings.precision, began, effort)
         return finish(finished, splits, output, console)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped after training; the state is saved in {output.work}, go on with --resume") from None
@@ -136,8 +147,16 @@ def _held(recipe: Recipe, source: Checkpoint | None) -> Recipe:
     return build.with_pruning_of(recipe, source.spec)
 
 
-def _subject(command: str, recipe: Recipe, source: Checkpoint | None) -> Subject:
-    """Build the model to train, the dense one and what prepares their inputs."""
+def _source(recipe: Recipe) -> tuple[Checkpoint | None, Processor]:
+    """Open what the recipe starts from, and what prepares its inputs: a fault in it must not wait for the end."""
+    source = build.starting_checkpoint(recipe)
+    if source is None:
+        return None, build.fresh_processor(recipe)
+    return source, build.processor_of(source, recipe.model.tokenizer)
+
+
+def _subject(command: str, recipe: Recipe, source: Checkpoint | None, processor: Processor) -> Subject:
+    """Build the model to train and the dense one."""
     if source is None:
         if command == "prune" or recipe.pruning.strength is not None:
             key = "budget" if command == "prune" else "pruning.strength"
@@ -145,7 +164,7 @@ def _subject(command: str, recipe: Recipe, source: Checkpoint | None) -> Subject
                 f"{recipe.where(key)}: {key} needs a trained model to prune, and model.checkpoint names none; train a "
                 "dense one first, then give it with --checkpoint"
             )
-        return Subject(build.fresh_model(recipe), None, PruningSpec(), None, build.fresh_processor(recipe))
+        return Subject(build.fresh_model(recipe), None, PruningSpec(), None, processor)
     build.check_fits(source, recipe)
     if command == "prune" and source.spec.method != "none":
         raise SourceError(
@@ -156,8 +175,6 @@ def _subject(command: str, recipe: Recipe, source: Checkpoint | None) -> Subject
     guided = bool(recipe.training.teacher and recipe.distillation.guidance)
     torch.manual_seed(recipe.training.seed)
     student = source.build(spec, merge_gradient=not guided)
-    # Read now what the finished checkpoint will hold: a fault in it must not wait for the end of training.
-    processor = build.processor_of(source, recipe.model.tokenizer)
     return Subject(student, source.build(PruningSpec()), spec, source, processor)
 
 
@@ -174,19 +191,20 @@ def _step(recipe: Recipe, subject: Subject, splits: Splits) -> TrainingStep:
     )
 
 
-def _goal(recipe: Recipe, student: PrunedModel, splits: Splits) -> float:
+def _goal(recipe: Recipe, student: PrunedModel, splits: Splits, effort: Effort) -> float:
     """Return the budget as a reduction; raises RecipeError, with the reachable range, for one that cannot be met."""
     budget = recipe.budget
     assert budget is not None
 
+    limit = min(effort.probe_samples, len(splits.validation))
+
     def measure(strength: float) -> float:
-        limit = min(PROBE_SAMPLES, len(splits.validation))
         return measure_reduction(
             student, splits.task, splits.validation, batch_size=BATCH, limit=limit, strength=strength
         )
 
     low, high = reachable(measure)
-    dense = student.dense_gmacs(splits.validation.batch(0, min(PROBE_SAMPLES, len(splits.validation))).text_lengths)
+    dense = student.dense_gmacs(splits.validation.batch(0, limit).text_lengths)
     goal = 1 - budget.gmacs / dense if budget.gmacs is not None else budget.reduction
     assert goal is not None
     if not max(low, 0) < goal <= high:
@@ -211,7 +229,7 @@ def _guidance_scale(student: PrunedModel) -> float:
     return getattr(student.plan.pruner, "scale", 1.0) if student.plan else 1.0
 
 
-def _calibrate(student: PrunedModel, splits: Splits, goal: float, console: Console) -> None:
+def _calibrate(student: PrunedModel, splits: Splits, goal: float, effort: Effort, console: Console) -> None:
     """Set the strength that meets the goal on the whole validation split."""
 
     def measure(strength: float) -> float:
@@ -219,7 +237,7 @@ def _calibrate(student: PrunedModel, splits: Splits, goal: float, console: Conso
             student, splits.task, splits.validation, batch_size=BATCH, limit=len(splits.validation), strength=strength
         )
 
-    found = calibrate(measure, goal, CALIBRATION_TOLERANCE, max_calls=12, start=student.strength)
+    found = calibrate(measure, goal, CALIBRATION_TOLERANCE, max_calls=effort.calibration_calls, start=student.strength)
     student.strength = found.strength
     console.print(
         f"calibrated on {len(splits.validation)} validation samples: strength {found.strength:.4f}, "

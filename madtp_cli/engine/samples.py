@@ -31,10 +31,7 @@ def fit_samples(samples: Sequence[Batch], model: PrunedModel, text_tokens: int |
     """
     text = model.config.text_config
     longest = max(text_tokens or max(sample.text_lengths[0] for sample in samples), 1)
-    if longest > text.max_position_embeddings:
-        raise UsageError(
-            f"--text-tokens {longest}: the model reads at most {text.max_position_embeddings} tokens; give fewer"
-        )
+    check_text_tokens(model, longest)
     words = max(int(sample.text.max()) for sample in samples) + 1
     if words > text.vocab_size:
         raise SourceError(
@@ -56,6 +53,13 @@ def fit_samples(samples: Sequence[Batch], model: PrunedModel, text_tokens: int |
             )
         )
     return fitted
+
+
+def check_text_tokens(model: PrunedModel, tokens: int) -> None:
+    """Refuse texts that are longer than a model can read; raises UsageError."""
+    longest = model.config.text_config.max_position_embeddings
+    if tokens > longest:
+        raise UsageError(f"--text-tokens {tokens}: the model reads at most {longest} tokens; give fewer")
 
 
 def join_samples(samples: Sequence[Batch]) -> Batch:

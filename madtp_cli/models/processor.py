@@ -58,7 +58,7 @@ class Processor:
     @classmethod
     def from_folder(
         cls,
-        folder: Path,
+        folder: Path | None,
         *,
         family: str = "blip",
         task: str = "nlvr2",
@@ -66,20 +66,20 @@ class Processor:
         tokenizer: str | None = None,
         longest: int = 512,
     ) -> Processor:
-        """Read the processor of a checkpoint folder or file.
+        """Read the processor that lies in a checkpoint's folder, if there is one.
 
         `tokenizer` names another one: a folder, or a hub id. Without one in the folder, the published one of the family
         is taken, from the cache where there is no network. `image_size` is used where nothing lies beside the weights,
         or replaces what does. Raises SourceError if anything is missing or cannot be read.
         """
-        own = folder.is_dir() and any((folder / name).is_file() for name in _TOKENIZERS)
+        own = folder is not None and any((folder / name).is_file() for name in _TOKENIZERS)
         words = _tokenizer(str(folder) if own and tokenizer is None else tokenizer or PUBLISHED[family], family)
-        if folder.is_dir() and (folder / IMAGES).is_file():
+        if folder is not None and (folder / IMAGES).is_file():
             images = _read(lambda: _image_class(family).from_pretrained(folder, local_files_only=True), str(folder))
             if image_size is not None:
                 images = image_processor(family, image_size, mean=images.image_mean, std=images.image_std)
         elif image_size is None:
-            raise SourceError(f"{folder / IMAGES}: no such file; the checkpoint folder is incomplete")
+            raise SourceError(f"{folder}/{IMAGES}: no such file; the checkpoint folder is incomplete")
         else:
             images = image_processor(family, image_size)
         return cls(images, words, family=family, task=task, longest=longest)

@@ -38,6 +38,8 @@ class Scores:
     metrics: Mapping[str, float]
     predictions: Sequence[Any]
     logits: Sequence[Sequence[float]]
+    notes: tuple[str, ...] = ()
+    """What could not be measured, and why."""
 
 
 class Scorer(Protocol):
@@ -69,7 +71,7 @@ class Task(Protocol):
         probe: bool = False,
         like: Any = None,
     ) -> Any:
-        """Run a batch; `training` adds what only a loss needs, `like` is the student's output that a teacher follows."""
+        """Run a batch; `training` adds what only losses need, `like` is the student's output, for a teacher."""
 
     def losses(self, output: Any, batch: Any) -> dict[str, Tensor]:
         """Return the task's own losses of a training pass, by name."""
@@ -77,8 +79,8 @@ class Task(Protocol):
     def compared(self, output: Any) -> list[Tensor]:
         """Return the logits [R, n] in which a pruned model imitates the dense one."""
 
-    def scorer(self, model: Any) -> Scorer:
-        """Start scoring a split."""
+    def scorer(self, model: Any, *, final: bool = False) -> Scorer:
+        """Start scoring a split; `final` adds metrics that are too slow to choose weights by."""
 
 
 def arguments(batch: Batch, normalise: Normalisation, device: torch.device) -> dict[str, Any]:

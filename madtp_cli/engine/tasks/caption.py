@@ -14,6 +14,9 @@ from madtp_cli.models.caption import BlipForCaption, caption_loss
 
 Metric = Callable[[Sequence[str], Sequence[tuple[str, ...]], Sequence[str]], Mapping[str, float]]
 
+# From captions and references to further metrics, and notes on those that could not be computed.
+Official = Callable[[Sequence[str], Sequence[tuple[str, ...]]], tuple[Mapping[str, float], tuple[str, ...]]]
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -27,7 +30,7 @@ class Writing:
 
 
 class Caption(PlainTask):
-    """Captions learned as text, scored by `metric(captions, references, ids)`."""
+    """Captions learned as text, scored by `metric(captions, references, ids)`, in the end by `official` too."""
 
     name = "caption"
 
@@ -38,9 +41,11 @@ class Caption(PlainTask):
         normalise: Normalisation | None = None,
         *,
         score: str,
+        official: Official | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(normalise)
+        self.official = official
         self.metric = metric
         self.writing = writing
         self.score = score
@@ -54,13 +59,14 @@ class Caption(PlainTask):
         )
         return {"task": lost}
 
-    def scorer(self, model: BlipForCaption) -> _Scorer:
+    def scorer(self, model: BlipForCaption, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
-        return _Scorer(model, self.metric, self.writing)
+        return _Scorer(model, self.metric, self.writing, self.official if final else None)
 
 
 class _Scorer:
-    def __init__(self, model: BlipForCaption, metric: Metric, writing: Writing) -> None:
+    def __init__(self, model: BlipForCaption, metric: Metric, writing: Writing, official: Official | None) -> None:
+        self.official = official
         self.model = model
         self.metric = metric
         self.writing = writing
@@ -80,5 +86,10 @@ class _Scorer:
     def scores(self) -> Scores:
         """Score."""
         predictions = list(self.predictions.values())
-        metrics = dict(self.metric(predictions, list(self.references.values()), list(self.predictions)))
-        return Scores(metrics, predictions, [[]] * len(predictions))
+        references = list(self.references.values())
+        metrics = dict(self.metric(predictions, references, list(self.predictions)))
+        notes: tuple[str, ...] = ()
+        if self.official is not None:
+            found, notes = self.official(predictions, references)
+            metrics |= found
+        return Scores(metrics, predictions, [[]] * len(predictions), notes)

@@ -29,7 +29,7 @@ class Nlvr2(PlainTask):
         """Return the cross-entropy of the answers."""
         return {"task": cross_entropy(output.logits, batch.labels.to(output.logits.device))}
 
-    def scorer(self, model: BlipForNlvr) -> _Scorer:
+    def scorer(self, model: BlipForNlvr, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(self.metric)
 

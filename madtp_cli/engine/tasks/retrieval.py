@@ -69,7 +69,7 @@ class Retrieval(PlainTask):
         matching = getattr(output, "itm", None)
         return [output.logits, output.logits.T] + ([] if matching is None else [matching.logits])
 
-    def scorer(self, model: Any) -> _Scorer:
+    def scorer(self, model: Any, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(model, self.metric, self.k if hasattr(model, "match") else 0)
 

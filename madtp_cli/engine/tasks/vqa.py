@@ -80,7 +80,7 @@ class Vqa(PlainTask):
         )  # [A]
         return {"task": (batch.answer_weights.to(device) * lost).sum() / batch.samples}
 
-    def scorer(self, model: BlipForVqa) -> _Scorer:
+    def scorer(self, model: BlipForVqa, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(model, self.metric, self.answering)
 
