@@ -36,7 +36,7 @@ _BOUNDS = {
 def faults_of(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
     """Return one fault per validation error, with paths from the root of the recipe."""
     faults: list[Fault] = []
-    items = error.errors(include_url=False)
+    items = list(_of_meant_members(error.errors(include_url=False), root))
     misspelt = {_meant(tuple(item["loc"]), root) for item in items if item["type"] == "extra_forbidden"}
     for item in items:
         path: KeyPath = tuple(item["loc"])
@@ -55,6 +55,48 @@ def faults_of(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
         else:
             faults.append(Fault(path, _message(item["type"], path, item["input"], context, item["msg"])))
     return faults
+
+
+def _of_meant_members(items: Sequence[Any], root: type[BaseModel]) -> Iterator[dict[str, Any]]:
+    """Tell what is wrong with a value of several possible kinds as the kind that it was meant for.
+
+    pydantic reports the faults of every member of a union, with the member's name in the path.
+    """
+    cuts = [_member_names(tuple(item["loc"]), root) for item in items]
+    # A member that only says that the value is of another kind was not meant.
+    refused = [bool(at) and at[-1] == len(item["loc"]) - 1 for item, at in zip(items, cuts, strict=True)]
+    refused = [no and item["type"].endswith("_type") for item, no in zip(items, refused, strict=True)]
+    meant = {item["loc"][:cut] for item, at, no in zip(items, cuts, refused, strict=True) for cut in at[: len(at) - no]}
+    told: set[KeyPath] = set()
+    for item, at, no in zip(items, cuts, refused, strict=True):
+        union, kind, context = item["loc"][:-1], item["type"], item.get("ctx", {})
+        if no and (union in meant or union in told):
+            continue
+        if no:
+            told.add(union)
+            members = [other for other, also in zip(items, refused, strict=True) if also and other["loc"][:-1] == union]
+            kinds = ["a list" if each["type"] == "tuple_type" else _KINDS[each["type"]] for each in members]
+            kind, context = "recipe_kinds", {"kinds": kinds}
+        elif at and kind == "too_short":
+            kind = "string_too_short"
+        path = tuple(part for place, part in enumerate(item["loc"]) if place not in at)
+        yield {**item, "loc": path, "type": kind, "ctx": context}
+
+
+def _member_names(path: KeyPath, root: type[BaseModel]) -> list[int]:
+    """Find the places of a path at which pydantic names the member of a union."""
+    section: type[BaseModel] | None = root
+    places: list[int] = []
+    union = False
+    for place, part in enumerate(path):
+        if union:
+            places.append(place)
+            union = False
+            continue
+        info = section.model_fields.get(str(part)) if section else None
+        section = _model_in(info.annotation) if info else None
+        union = info is not None and sum(member is not type(None) for member in _members(info.annotation)) > 1
+    return places
 
 
 def near(name: str, names: Sequence[str], limit: int = 1) -> list[str]:
@@ -106,6 +148,8 @@ def _message(kind: str, path: KeyPath, value: Any, context: dict[str, Any], fall
         bound = context[key]
         share = f"; it is a share of 1, try {value / 100:g}" if bound == 1 and 5 <= value <= 100 else ""
         return f"{name} must be {words} {bound:g}, got {value:g}{share}"
+    if kind == "recipe_kinds":
+        return f"{name} must be {' or '.join(context['kinds'])}, got {shown(value)}"
     if kind == "literal_error":
         return f"{name} must be {_choice(context['expected'])}, got {shown(value)}{_closest(value, context)}"
     if kind == "string_too_short":
@@ -153,11 +197,14 @@ def _section(path: KeyPath, root: type[BaseModel]) -> type[BaseModel] | None:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    for option in options:
+    for option in _members(annotation):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
     return None
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _all_keys(section: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
