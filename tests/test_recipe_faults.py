@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from madtp_cli.recipe_sections import DataSection
 from tests import recipe_samples
 from tests.recipe_samples import GOOD, changed, faults
 
@@ -32,8 +33,7 @@ def write(tmp_path: Path) -> Write:
         (
             "  name: shapes",
             "  name: shapes\n  qqq: 3",
-            "8: data.qqq is not a key; the keys here are name, image_size, seed, train_samples, "
-            "validation_samples, test_samples",
+            f"8: data.qqq is not a key; the keys here are {', '.join(DataSection.model_fields)}",
         ),
         ("steps: 100", "steps: ten", "14: training.steps must be a whole number, got 'ten' (text)"),
         (
@@ -83,7 +83,11 @@ def write(tmp_path: Path) -> Write:
             "steps: 1\n  betas:\n  - 0.9\n  - 1.5",
             "17: training.betas[1] must be below 1, got 1.5",
         ),
-        ("task: nlvr2", "task: nlvr", "2: task must be nlvr2, got 'nlvr' (text); did you mean nlvr2?"),
+        (
+            "task: nlvr2",
+            "task: nlvr",
+            "2: task must be nlvr2, vqa, caption or retrieval, got 'nlvr' (text); did you mean nlvr2?",
+        ),
         (
             "  layers:",
             "  method: madpt\n  layers:",
@@ -101,7 +105,7 @@ def write(tmp_path: Path) -> Write:
         ),
         ("version: 1", "version: true", "1: version must be 1, the one version that this madtp reads, got true"),
         ("version: 1\n", "", "1: version is missing (version of the recipe format, 1)"),
-        ("  family: blip\n", "", "3: model.family is missing (family of the model, blip)"),
+        ("  family: blip\n", "", "3: model.family is missing (family of the model, blip or clip)"),
         ("data:\n  name: shapes\n", "", "1: data is missing (a section with the name of a data set)"),
         ("data:\n  name: shapes\n", "data:\n", "6: data is empty; give it keys or remove it"),
         ("data:\n  name: shapes\n", "data: shapes\n", "6: data must be a section of keys, got 'shapes' (text)"),
@@ -165,13 +169,13 @@ def test_layers_that_are_none(write: Write, layers: str) -> None:
     [
         ("{vision_heads: 5}", "mine.yaml:5: model.architecture.vision_width 96 is not a multiple of vision_heads 5"),
         ("{text_heads: 7}", "mine.yaml:5: model.architecture.text_width 96 is not a multiple of text_heads 7"),
-        ("{patch_size: 7}", "mine.yaml:6: data.image_size 96 is not a multiple of patch_size 7"),
+        ("{patch_size: 7}", "mine.yaml:8: data.image_size 96 is not a multiple of patch_size 7"),
         ("{layers: 3}", "mine.yaml:5: model.architecture.layers is not a key; did you mean text_layers?"),
     ],
 )
 def test_an_architecture_that_cannot_be_built(write: Write, architecture: str, message: str) -> None:
     text = changed("checkpoint: some/folder", f"architecture: {architecture}").replace(
-        "budget:\n  reduction: 0.5\n", ""
+        "budget:\n  reduction: 0.5\n", "  image_size: 96\n"
     )
     assert faults(write(text + "  teacher: false\n")) == [message]
 
@@ -183,10 +187,10 @@ def test_from_scratch_there_is_no_teacher(write: Write) -> None:
 
 
 def test_all_faults_come_together_in_the_order_of_the_file(write: Write) -> None:
-    text = GOOD.replace("nlvr2", "vqa").replace("family", "famly").replace("0.5", "5").replace("steps: 100", "steps: x")
+    text = GOOD.replace("nlvr2", "zqx").replace("family", "famly").replace("0.5", "5").replace("steps: 100", "steps: x")
     path = write(text + "  steps: 3\noutput: 3\n")
     assert faults(path, "pruning.tokens=x", "alignment.dim=0", "model.checkpint=x") == [
-        "mine.yaml:2: task must be nlvr2, got 'vqa' (text)",
+        "mine.yaml:2: task must be nlvr2, vqa, caption or retrieval, got 'zqx' (text)",
         "mine.yaml:4: model.famly is not a key; did you mean family?",
         "mine.yaml:9: budget.reduction must be below 1, got 5; it is a share of 1, try 0.05",
         "mine.yaml:14: training.steps must be a whole number, got 'x' (text)",
