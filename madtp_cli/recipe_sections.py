@@ -335,6 +335,9 @@ class TrainingSection(Section):
     clip_norm: Positive = Field(1.0, description="largest norm of the gradient")
     ramp: Share = Field(0.3, description="share of training in which the budget rises from 0 to its value")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the computation")
+    save_precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision of the weights on disk; below fp32 they are rounded before they are measured"
+    )
     seed: Whole = Field(42, description="seed of weights, order and everything else random")
     validate_every: Count | None = Field(None, description="steps between validations; null chooses")
     validation_samples: Count | None = Field(

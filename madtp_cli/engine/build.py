@@ -222,7 +222,7 @@ def auxiliary_heads(recipe: Recipe, model: PrunedModel) -> AuxiliaryHeads | None
     return AuxiliaryHeads(config.vision_config.hidden_size, config.text_config.hidden_size, weights)
 
 
-def fit_settings(recipe: Recipe, device: torch.device, samples: int) -> FitSettings:
+def fit_settings(recipe: Recipe, device: torch.device, samples: int, *, resumable: bool = True) -> FitSettings:
     """Turn the recipe's training section into plain numbers, for a training split of so many samples."""
     training = recipe.training
     if training.batch_size > samples:
@@ -254,7 +254,7 @@ def fit_settings(recipe: Recipe, device: torch.device, samples: int) -> FitSetti
         seed=training.seed,
         precision=precision,
         validate_every=training.validate_every or max(1, steps // 5),
-        save_every=training.save_every or max(1, steps // 5),
+        save_every=(training.save_every or max(1, steps // 5)) if resumable else None,
         log_every=training.log_every,
         validation_limit=training.validation_samples,
     )

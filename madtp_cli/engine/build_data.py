@@ -93,6 +93,11 @@ class Splits:
         """How a model is run, trained and scored on them."""
         return self._make_task(self)
 
+    def open(self) -> None:
+        """Open all three now, so that what is missing is found before anything is computed; raises SourceError."""
+        for name in SPLITS:
+            len(getattr(self, name))
+
     def named(self, name: str) -> Split[Any]:
         """Return `validation` (or `val`) or `test`."""
         return self.test if name == "test" else self.validation

@@ -42,6 +42,7 @@ class Effort:
     """Whether a missed budget fails the run."""
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMOKE = Effort(2, 3, (1,), 2, 0.0, judged=False)
 
 
@@ -77,6 +78,15 @@ class Finished:
     precision: str
     began: float
     effort: Effort = Effort()
+
+
+@torch.no_grad()
+def round_weights(model: PrunedModel, precision: str) -> None:
+    """Round a model's weights to what will be saved, so that what is measured is what will be loaded."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(DTYPES[precision]))
+    if model.alignment is not None:
+        model.alignment.fold()
 
 
 def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console) -> results.PruneResult:
@@ -123,7 +133,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         nonlocal result
         spec = replace(run.subject.spec, strength=student.strength)
         budget = asdict(result.budget) if result.budget else {}
-        save_weights(folder, student, spec, run.recipe.task, budget)
+        save_weights(folder, student, spec, run.recipe.task, budget, DTYPES[run.recipe.training.save_precision])
         result = _with_sizes(result, folder, run.subject.source)
         run.subject.processor.save(folder)
         made_with = ", ".join(f"{name} {version}" for name, version in result.versions.items())

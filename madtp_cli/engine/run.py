@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,7 @@ from madtp_cli.budget import BudgetController, calibrate, reachable
 from madtp_cli.engine import build
 from madtp_cli.engine.build_data import Splits, open_splits
 from madtp_cli.engine.evaluate import BATCH, measure_reduction
-from madtp_cli.engine.finish import SMOKE, Effort, Finished, Subject, finish
+from madtp_cli.engine.finish import SMOKE, Effort, Finished, Subject, finish, round_weights
 from madtp_cli.engine.fit import FitSettings, Job, Run, fit, make_accelerator
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.smoke import random_checkpoint, smoke_recipe
@@ -61,35 +60,24 @@ def _run(
     where = build.choose_device(device)
     output = OutputFolder(Path(recipe.output))
     output.check(resume=resume, overwrite=overwrite)
+    effort = SMOKE if smoke else Effort()
     if smoke:
         recipe = smoke_recipe(recipe, output.beside("data"))
     source, processor = random_checkpoint(recipe) if random_init else _source(recipe)
     if command == "finetune":
         recipe = _held(recipe, source)
-    subject = _subject(command, recipe, source, processor)
-    splits = open_splits(recipe, subject.processor)
-    settings = build.fit_settings(recipe, where, len(splits.train))
-    if smoke:
-        settings = replace(settings, save_every=None)
-        subject.student.strength = SMOKE_STRENGTH
+    splits = open_splits(recipe, processor)
+    splits.open()
+    for note in source.notes if source else ():
+        console.print(note)
+    settings = build.fit_settings(recipe, where, len(splits.train), resumable=not smoke)
     accelerator = make_accelerator(settings, where)
-    for line in subject.source.notes if subject.source else ():
-        console.print(line)
-    subject = subject.to(where)
+    subject = _subject(command, recipe, source, processor).to(where)
     step = _step(recipe, subject, splits)
-    effort = SMOKE if smoke else Effort()
     goal = _goal(recipe, subject.student, splits, effort) if command == "prune" else None
     if dry_run:
         console.print(_plan(command, name, settings, goal, recipe.model.checkpoint))
-        return results.PruneResult(
-            command=command,
-            device=str(where),
-            training_precision=settings.precision,
-            seed=settings.seed,
-            checkpoint=None,
-            seconds=time.monotonic() - began,
-            dry_run=True,
-        )
+        return _planned(command, where, settings, time.monotonic() - began)
     output.prepare(resume=resume)
     job = Job(
         step=step.to(where),
@@ -100,10 +88,13 @@ def _run(
         folder=output.work,
         identity=build.identity_of(recipe, command),
     )
+    if smoke:
+        subject.student.strength = SMOKE_STRENGTH
     every = 1 if verbosity > 0 else settings.log_every
     with TrainingProgress(console, settings.steps, f"{command} {name}", every=every, quiet=verbosity < 0) as progress:
         trained = _train(job, accelerator, progress, resume=resume)
     began = min(began, time.monotonic() - trained.seconds)  # a resumed run counts its earlier sittings
+    round_weights(subject.student, recipe.training.save_precision)
     try:
         if goal is not None:
             _calibrate(subject.student, splits, goal, effort, console)
@@ -111,6 +102,21 @@ def _run(
         return finish(finished, splits, output, console)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped after training; the state is saved in {output.work}, go on with --resume") from None
+
+
+def _planned(
+    command: Literal["prune", "finetune"], where: torch.device, settings: FitSettings, seconds: float
+) -> results.PruneResult:
+    """Report a dry run."""
+    return results.PruneResult(
+        command=command,
+        device=str(where),
+        training_precision=settings.precision,
+        seed=settings.seed,
+        checkpoint=None,
+        seconds=seconds,
+        dry_run=True,
+    )
 
 
 def _train(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resume: bool) -> Run:

@@ -350,14 +350,21 @@ def export_state(source: nn.Module | Checkpoint, layout: Layout) -> dict[str, Te
     return layouts.with_constants(exported) if layout == "salesforce" else exported
 
 
-def save_weights(folder: Path, model: PrunedModel, spec: PruningSpec, task: str, budget: Mapping[str, Any]) -> None:
-    """Write config.json and model.safetensors (float32, no tied copies) into an existing folder."""
+def save_weights(
+    folder: Path,
+    model: PrunedModel,
+    spec: PruningSpec,
+    task: str,
+    budget: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write config.json and model.safetensors (no tied copies) into an existing folder."""
     data = model.config.to_dict()
     data["architectures"] = [type(model).__name__]
     data["madtp"] = {"family": model.family, "task": task, **spec.to_dict(), "budget": dict(budget)}
     (folder / CONFIG).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     own = {key: value for key, value in model.state_dict().items() if key not in TIED}
-    state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in own.items()}
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in own.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     # safetensors lets nobody else read its files; whoever may read the configuration may read the weights.
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)

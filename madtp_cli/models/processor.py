@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from madtp_cli.errors import SourceError
+from madtp_cli.models.weights import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,17 +71,21 @@ class Processor:
 
         `tokenizer` names another one: a folder, or a hub id. Without one in the folder, the published one of the family
         is taken, from the cache where there is no network. `image_size` is used where nothing lies beside the weights,
-        or replaces what does. Raises SourceError if anything is missing or cannot be read.
+        or replaces what does. A folder that madtp wrote, and any without an `image_size`, must have all files. Raises
+        SourceError if anything is missing or cannot be read.
         """
+        if folder is not None and (image_size is None or _is_ours(folder)):
+            for name in FILES if tokenizer is None else (IMAGES,):
+                if not (folder / name).is_file():
+                    raise SourceError(f"{folder / name}: no such file; the checkpoint folder is incomplete")
         own = folder is not None and any((folder / name).is_file() for name in _TOKENIZERS)
         words = _tokenizer(str(folder) if own and tokenizer is None else tokenizer or PUBLISHED[family], family)
         if folder is not None and (folder / IMAGES).is_file():
             images = _read(lambda: _image_class(family).from_pretrained(folder, local_files_only=True), str(folder))
             if image_size is not None:
                 images = image_processor(family, image_size, mean=images.image_mean, std=images.image_std)
-        elif image_size is None:
-            raise SourceError(f"{folder}/{IMAGES}: no such file; the checkpoint folder is incomplete")
         else:
+            assert image_size is not None
             images = image_processor(family, image_size)
         return cls(images, words, family=family, task=task, longest=longest)
 
@@ -147,6 +152,12 @@ class Processor:
     def _id(self, token: str) -> int:
         number: int = self.tokenizer.convert_tokens_to_ids(token)
         return number
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether madtp wrote a checkpoint folder; what another vocabulary would do to its model nobody would see."""
+    config = folder / "config.json"
+    return config.is_file() and "madtp" in read_json(config)
 
 
 def image_processor(family: str, size: int, **normalise: Any) -> Any:
