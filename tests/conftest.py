@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the latency out, where a test asks for something else."""
     from madtp_cli.engine import finish
 
-    monkeypatch.setattr(finish, "compare_latency", lambda models, data: {})
+    monkeypatch.setattr(finish, "compare_latency", lambda models, data, **options: {})
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +50,7 @@ def _train(folder: Path, text: str, checkpoint: Path | None) -> Path:
 def _time_briefly(patch: pytest.MonkeyPatch) -> None:
     # Imported here: tests of what does not compute need no torch.
     from madtp_cli.costs import latency as costs
-    from madtp_cli.engine import latency
+    from madtp_cli.engine import run
 
-    patch.setattr(latency, "SECONDS", 0.0)
-    patch.setattr(latency, "SAMPLES", 32)
+    patch.setattr(run, "Effort", partial(run.Effort, latency_samples=32, latency_seconds=0.0))
     patch.setattr(costs, "VISIT_SECONDS", 0.0)

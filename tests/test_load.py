@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import madtp_cli
-from madtp_cli.data.shapes import ShapesPairs
-from madtp_cli.engine.evaluate import run_batch
+from madtp_cli.data.shapes import ShapesPairs, accuracy
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import open_checkpoint
 
@@ -34,7 +34,9 @@ def test_the_model_and_its_processor_give_the_logits_of_the_engine(name: str, re
     assert not model.training
     with torch.inference_mode():
         output = model(**inputs(processor))
-        expected = run_batch(open_checkpoint(str(folder)).build(), DATA.batch(0, len(DATA)), torch.device("cpu"))
+        expected = Nlvr2(accuracy).forward(
+            open_checkpoint(str(folder)).build(), DATA.batch(0, len(DATA)), torch.device("cpu")
+        )
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
     pairs = DATA.batch(0, len(DATA)).image_index.tolist()
     for found, wanted in zip(output.vision, expected.vision, strict=True):

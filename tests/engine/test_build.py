@@ -12,31 +12,17 @@ from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.engine import build
 from madtp_cli.engine.losses import LossWeights
 from madtp_cli.errors import RecipeError, SourceError, UsageError
+from madtp_cli.models.blip import small_config
 from madtp_cli.models.checkpoints import open_checkpoint, save_weights
-from madtp_cli.models.nlvr import BlipForNlvr, small_config
+from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 from tests.tiny_runs import DENSE, PRUNE, same, tiny
 
 CPU = torch.device("cpu")
-TOWERS = {"vision": (3, 32), "text": (2, 32)}
+CONFIG = small_config(image_size=96, vocab_size=61, vision_layers=3, vision_width=32, text_layers=2, text_width=32)
 
 
-# Data and models ---------------------------------------------------------------------------------------------
-
-
-def test_splits_have_the_sizes_and_the_seed_of_the_recipe(tmp_path: Path) -> None:
-    splits = build.open_splits(tiny(tmp_path, DENSE, "data.seed=5"))
-    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [256, 64, 96]
-    assert splits.train.batch(0, 8).ids[0] == "shapes/train/0"
-    assert splits.named("val") is splits.named("validation") is splits.validation
-    assert splits.named("test") is splits.test
-    other = build.open_splits(tiny(tmp_path, DENSE)).test.batch(0, 8)
-    assert not splits.test.batch(0, 8).images.equal(other.images)
-
-
-def test_data_of_another_image_size_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"shapes draws images of 96 pixels, got data.image_size 32"):
-        build.open_splits(tiny(tmp_path, DENSE, "data.image_size=32"))
+# Models ------------------------------------------------------------------------------------------------------
 
 
 def test_a_fresh_model_is_made_of_the_architecture_and_the_seed(tmp_path: Path) -> None:
@@ -71,7 +57,7 @@ def test_a_model_of_the_same_data_fits(dense: Path, tmp_path: Path) -> None:
 
 
 def test_method_none_describes_a_dense_model(tmp_path: Path) -> None:
-    assert build.pruning_spec(tiny(tmp_path, DENSE), TOWERS) == PruningSpec()
+    assert build.pruning_spec(tiny(tmp_path, DENSE), CONFIG) == PruningSpec()
 
 
 def test_the_spec_has_every_setting_and_the_layers_by_number(tmp_path: Path) -> None:
@@ -81,7 +67,7 @@ def test_the_spec_has_every_setting_and_the_layers_by_number(tmp_path: Path) -> 
         *("pruning.variant=paper", "pruning.tokens=scheduled", "pruning.temperature=0.5", "pruning.strength=0.25"),
         *("pruning.layers.vision=1-2", "pruning.layers.text=none"),
     )
-    assert build.pruning_spec(recipe, TOWERS) == PruningSpec(
+    assert build.pruning_spec(recipe, CONFIG) == PruningSpec(
         method="madtp",
         variant="paper",
         tokens="scheduled",
@@ -95,7 +81,7 @@ def test_the_spec_has_every_setting_and_the_layers_by_number(tmp_path: Path) -> 
 
 
 def test_a_strength_that_the_budget_finds_starts_at_zero(tmp_path: Path) -> None:
-    spec = build.pruning_spec(tiny(tmp_path, PRUNE), TOWERS)
+    spec = build.pruning_spec(tiny(tmp_path, PRUNE), CONFIG)
     assert spec.strength == 0
     assert spec.layers == {"vision": (0, 1, 2), "text": (0, 1)}
 
@@ -112,7 +98,7 @@ def test_a_strength_that_the_budget_finds_starts_at_zero(tmp_path: Path) -> None
 )
 def test_pruning_that_does_not_fit_the_model_is_refused(change: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        build.pruning_spec(tiny(tmp_path, PRUNE, change), TOWERS)
+        build.pruning_spec(tiny(tmp_path, PRUNE, change), CONFIG)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -162,15 +148,15 @@ def test_patch_labels_need_all_the_patches(tmp_path: Path) -> None:
 )
 def test_how_long_training_takes(length: str, steps: int, every: int, tmp_path: Path) -> None:
     """An epoch of 256 samples is 16 steps of 16; five validations and saved states unless the recipe says."""
-    settings = build.fit_settings(tiny(tmp_path, DENSE, f"training.{length}"), CPU)
+    settings = build.fit_settings(tiny(tmp_path, DENSE, f"training.{length}"), CPU, 256)
     assert (settings.steps, settings.validate_every, settings.save_every) == (steps, every, every)
 
 
 def test_the_learning_rates_follow_the_first_unless_given(tmp_path: Path) -> None:
-    plain = build.fit_settings(tiny(tmp_path, PRUNE), CPU)
+    plain = build.fit_settings(tiny(tmp_path, PRUNE), CPU, 256)
     assert (plain.learning_rate, plain.alignment_learning_rate, plain.matrix_learning_rate) == (1e-3, 1e-3, 1e-3)
     changes = ["alignment.learning_rate=2e-3", "training.matrix_learning_rate=3e-3", "training.save_every=4"]
-    given = build.fit_settings(tiny(tmp_path, PRUNE, *changes), CPU)
+    given = build.fit_settings(tiny(tmp_path, PRUNE, *changes), CPU, 256)
     assert (given.alignment_learning_rate, given.matrix_learning_rate) == (2e-3, 3e-3)
     assert (given.validate_every, given.save_every) == (5, 4)
 
@@ -191,7 +177,7 @@ def test_the_learning_rates_follow_the_first_unless_given(tmp_path: Path) -> Non
 )
 def test_training_that_cannot_be_is_refused(change: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        build.fit_settings(tiny(tmp_path, DENSE, change), CPU)
+        build.fit_settings(tiny(tmp_path, DENSE, change), CPU, 256)
     assert str(caught.value) == message
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.evaluate import evaluate
 from madtp_cli.engine.evaluate_checkpoint import evaluate_checkpoint
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import RecipeError, SourceError, UsageError
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.results import EvaluateResult, PruneResult
@@ -59,11 +60,11 @@ def test_it_finds_what_the_run_found(pruned: Path) -> None:
 
 def test_splits_limits_and_batches(pruned: Path) -> None:
     model = open_checkpoint(str(pruned)).build()
-    expected = evaluate(model, ShapesPairs("validation", 64), accuracy, batch_size=64, limit=20)
+    expected = evaluate(model, Nlvr2(accuracy), ShapesPairs("validation", 64), batch_size=64, limit=20)
     found = run(pruned, split="val", limit=20, batch_size=7, seed=3)
     assert (found.split, found.samples, found.seed) == ("val", 20, 3)
     assert found.metrics == pytest.approx(expected.metrics)
-    assert found.gmacs.pruned == pytest.approx(expected.gmacs)
+    assert found.gmacs.pruned == pytest.approx(expected.cost.gmacs)
 
 
 def test_another_recipe_names_other_data(pruned: Path, tmp_path: Path) -> None:
@@ -71,9 +72,8 @@ def test_another_recipe_names_other_data(pruned: Path, tmp_path: Path) -> None:
     found = run(pruned, recipe=recipe)
     model = open_checkpoint(str(pruned)).build()
     assert found.samples == 40
-    assert (
-        found.metrics == evaluate(model, ShapesPairs("test", 40, seed=9), accuracy, batch_size=40, records=True).metrics
-    )
+    data = ShapesPairs("test", 40, seed=9)
+    assert found.metrics == evaluate(model, Nlvr2(accuracy), data, batch_size=40, records=True).metrics
 
 
 def test_precision_is_said_and_used(pruned: Path, tmp_path: Path) -> None:

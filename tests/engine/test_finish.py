@@ -33,6 +33,7 @@ def test_the_configuration_says_how_the_model_prunes(dense: Path, pruned: Path) 
     block = json.loads((pruned / "config.json").read_text(encoding="utf-8"))["madtp"]
     strength, budget = block.pop("strength"), block.pop("budget")
     assert block == {
+        "family": "blip",
         "task": "nlvr2",
         "method": "madtp",
         "variant": "normalised",
@@ -69,8 +70,10 @@ def test_the_profile_is_the_document_of_the_run(dense: Path, pruned: Path) -> No
         assert side.latency_ms.keys() == {"1", "32"}
         assert all(value > 0 for value in side.latency_ms.values())
         assert side.params == sum(value.numel() for value in weights(folder).values())
-        assert side.size_mib == (folder / "model.safetensors").stat().st_size / 2**20
         assert "accuracy" in side.metrics
+    # Of what is compared with, the tensors count, whatever file they came in; of what is written, the file.
+    assert result.dense.size_mib == sum(value.nbytes for value in weights(dense).values()) / 2**20
+    assert result.pruned.size_mib == (pruned / "model.safetensors").stat().st_size / 2**20
     assert [(layer.tower, layer.layer) for layer in result.layers] == [
         *(("vision", 0), ("vision", 1), ("vision", 2)),
         *(("text", 0), ("text", 1)),

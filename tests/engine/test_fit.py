@@ -26,7 +26,6 @@ from madtp_cli.engine.fit import (
     BEST,
     FitSettings,
     Job,
-    Metric,
     Run,
     fit,
     learning_rate_share,
@@ -35,9 +34,11 @@ from madtp_cli.engine.fit import (
 from madtp_cli.engine.losses import LossWeights
 from madtp_cli.engine.resume import METRICS, STATE
 from madtp_cli.engine.step import TrainingStep
+from madtp_cli.engine.tasks.nlvr2 import Metric, Nlvr2
 from madtp_cli.errors import Interrupted, MadtpError, SourceError
-from madtp_cli.models.checkpoints import towers_of
-from madtp_cli.models.nlvr import BlipForNlvr, initialise, small_config
+from madtp_cli.models.base import initialise, towers_of
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.report.progress import TrainingProgress
 from tests.tiny_runs import names, same
@@ -109,9 +110,10 @@ def make_job(
     student = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan())
     initialise(student)
     teacher = BlipForNlvr(config) if goal else None
-    step = TrainingStep(student, teacher, None, LossWeights(), guided_layers=frozenset({0, 1} if goal else ()))
+    guided = frozenset({0, 1} if goal else ())
+    step = TrainingStep(Nlvr2(metric), student, teacher, None, LossWeights(), guided_layers=guided)
     controller = BudgetController(goal, 0.3) if goal else None
-    return Job(step, Training(read), ShapesPairs("validation", 16), metric, settings, controller, folder, identity)
+    return Job(step, Training(read), ShapesPairs("validation", 16), settings, controller, folder, identity)
 
 
 def run(job: Job, *, resume: bool = False) -> tuple[Run, dict[str, Tensor]]:
@@ -246,8 +248,9 @@ def test_validation_chooses_the_weights(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append({key: value.clone() for key, value in job.step.student.state_dict().items()})
         return {"accuracy": next(values)}
 
-    done, weights = run(replace(job, metric=metric))
-    assert (done.best_step, done.best_accuracy) == (4, 0.8)
+    job.step.task = Nlvr2(metric)
+    done, weights = run(job)
+    assert (done.best_step, done.best_score) == (4, 0.8)
     assert same(weights, seen[1])
     assert not same(weights, seen[2])
     assert names(tmp_path) == {BEST, METRICS, STATE}
@@ -335,7 +338,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(goal: float | None, tmp_
     again, weights = run(resumed, resume=True)
     assert same(weights, expected)
     assert resumed.step.student.strength == whole.step.student.strength
-    assert (again.best_step, again.best_accuracy) == (done.best_step, done.best_accuracy)
+    assert (again.best_step, again.best_score) == (done.best_step, done.best_score)
     logs = [
         [{key: value for key, value in entry.items() if key != "seconds"} for entry in log_of(folder)]
         for folder in (tmp_path / "whole", halves)

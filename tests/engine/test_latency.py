@@ -18,12 +18,10 @@ def model_of(vision_layers: int) -> BlipForNlvr:
     return BlipForNlvr(small_config(image_size=96, vocab_size=len(VOCABULARY), vision_layers=vision_layers, **sizes))
 
 
-def test_models_are_compared_at_batch_1_and_32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_compared_at_batch_1_and_32() -> None:
     """Every model has a latency at both sizes, with what it was taken with; ten times the layers take longer."""
-    monkeypatch.setattr(latency, "SECONDS", 0.05)
-    monkeypatch.setattr(latency, "SAMPLES", 32)
     models = {"short": model_of(1), "long": model_of(10)}
-    found = latency.compare_latency(models, ShapesPairs("validation", 300))
+    found = latency.compare_latency(models, ShapesPairs("validation", 300), samples=32, seconds=0.05)
     assert list(found) == [1, 32]
     for size, by_model in found.items():
         assert set(by_model) == {"short", "long"}

@@ -10,12 +10,18 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from madtp_cli.data.sentences import VOCABULARY
+from madtp_cli.data.shapes import accuracy
 from madtp_cli.engine.losses import LossWeights
 from madtp_cli.engine.optimizers import OptimizerName, make_optimizers
 from madtp_cli.engine.step import TrainingStep
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import RecipeError
-from madtp_cli.models.checkpoints import towers_of
-from madtp_cli.models.nlvr import BlipForNlvr, small_config
+from madtp_cli.models.base import towers_of
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.caption import BlipForCaption
+from madtp_cli.models.clip import ClipForRetrieval, small_clip_config
+from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.retrieval import BlipForRetrieval
 from madtp_cli.models.spec import PruningSpec
 
 RATE, ALIGNMENT_RATE, MATRIX_RATE, DECAY = 1e-2, 2e-2, 3e-2, 0.1
@@ -33,7 +39,8 @@ def step() -> TrainingStep:
         merge_from=1,
     )
     spec = PruningSpec(method="madtp", alignment_tokens=3, alignment_dim=8)
-    return TrainingStep(BlipForNlvr(config, alignment=spec.alignment(towers_of(config))), None, None, LossWeights())
+    student = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)))
+    return TrainingStep(Nlvr2(accuracy), student, None, None, LossWeights())
 
 
 def make(name: OptimizerName, module: nn.Module) -> list[Optimizer]:
@@ -89,6 +96,28 @@ def test_muon_takes_the_matrices_inside_the_blocks(step: TrainingStep) -> None:
     assert muon == {key for key in shapes if key.startswith(blocks) and shapes[key] == 2}
     assert {of[key] for key in muon} == {("Muon", MATRIX_RATE, DECAY)}
     assert all(of[key] == plain[key] for key in of.keys() - muon)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_the_models_of_the_other_tasks() -> None:
+    """A language head tied to the words is one embedding; temperatures do not decay, projections do."""
+    sizes = {"vision_layers": 1, "vision_width": 24, "text_layers": 1, "text_width": 24}
+    blip = small_config(image_size=32, vocab_size=30, **sizes)
+    writer = settings(make("muon", model := BlipForCaption(blip)), model)
+    assert writer["text_decoder.bert.embeddings.word_embeddings.weight"] == ("AdamW", RATE, 0)
+    assert "text_decoder.cls.predictions.decoder.weight" not in writer
+    assert writer["text_decoder.bert.encoder.layer.0.crossattention.self.key.weight"] == ("Muon", MATRIX_RATE, DECAY)
+    matcher = settings(make("muon", other := BlipForRetrieval(blip)), other)
+    assert (matcher["temp"], matcher["itm_head.weight"]) == (("AdamW", RATE, 0), ("AdamW", RATE, DECAY))
+    clip = settings(
+        make(
+            "muon", third := ClipForRetrieval(small_clip_config(image_size=32, vocab_size=30, eos_token_id=3, **sizes))
+        ),
+        third,
+    )
+    assert (clip["logit_scale"], clip["text_projection.weight"]) == (("AdamW", RATE, 0), ("AdamW", RATE, DECAY))
+    assert clip["text_model.embeddings.token_embedding.weight"] == ("AdamW", RATE, 0)
+    assert clip["text_model.encoder.layers.0.self_attn.q_proj.weight"] == ("Muon", MATRIX_RATE, DECAY)
 
 
 def test_what_is_frozen_is_left_out(step: TrainingStep) -> None:

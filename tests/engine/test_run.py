@@ -14,8 +14,9 @@ from rich.console import Console
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine import finish, run
 from madtp_cli.engine.evaluate import evaluate, measure_reduction
+from madtp_cli.engine.finish import Effort
 from madtp_cli.engine.fit import Job, Run
-from madtp_cli.engine.run import PROBE_SAMPLES
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError, UsageError
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.models.spec import PruningSpec
@@ -144,15 +145,15 @@ def test_the_budget_is_judged_by_the_test_split(dense: Path, pruned: Path) -> No
     assert result.budget is not None
     assert result.pruned is not None
     assert result.dense is not None
-    data = ShapesPairs("test", 96)
-    found = evaluate(open_checkpoint(str(pruned)).build(), data, accuracy, batch_size=32)
-    assert result.budget.reached_reduction == pytest.approx(found.reduction)
+    task, data = Nlvr2(accuracy), ShapesPairs("test", 96)
+    found = evaluate(open_checkpoint(str(pruned)).build(), task, data, batch_size=32)
+    assert result.budget.reached_reduction == pytest.approx(found.cost.reduction)
     assert result.pruned.metrics == pytest.approx(found.metrics)
-    assert result.pruned.gmacs == pytest.approx(found.gmacs)
-    assert result.budget.met is (abs(found.reduction - 0.3) <= 0.05) is True
-    before = evaluate(open_checkpoint(str(dense)).build(), data, accuracy, batch_size=32)
+    assert result.pruned.gmacs == pytest.approx(found.cost.gmacs)
+    assert result.budget.met is (abs(found.cost.reduction - 0.3) <= 0.05) is True
+    before = evaluate(open_checkpoint(str(dense)).build(), task, data, batch_size=32)
     assert result.dense.metrics == pytest.approx(before.metrics)
-    assert result.dense.gmacs == pytest.approx(before.gmacs) == pytest.approx(found.dense_gmacs)
+    assert result.dense.gmacs == pytest.approx(before.cost.gmacs) == pytest.approx(found.cost.dense_gmacs)
     assert block(pruned)["budget"] == {
         "target_reduction": 0.3,
         "reached_reduction": result.budget.reached_reduction,
@@ -198,7 +199,7 @@ def test_an_impossible_budget_is_refused_before_training(
     data = ShapesPairs("validation", 64)
     spec = PruningSpec(method="random", layers={"vision": (0, 1, 2), "text": (0, 1)})
     model = open_checkpoint(str(dense)).build(spec)
-    most = measure_reduction(model, data, batch_size=64, limit=PROBE_SAMPLES, strength=0.999)
+    most = measure_reduction(model, Nlvr2(accuracy), data, batch_size=64, limit=Effort().probe_samples, strength=0.999)
     gmacs = model.dense_gmacs(data.batch(0, 64).text_lengths)
     message = str(caught.value)
     assert message.startswith(f"--set {budget}: {asked}")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import PairSample, ShapesPairs
-from madtp_cli.engine.evaluate import IMAGE_MEAN, IMAGE_STD, pixels
+from madtp_cli.engine.tasks.base import IMAGE_MEAN, IMAGE_STD, Normalisation
 from madtp_cli.errors import SourceError
-from madtp_cli.models.processor import FILES, PairProcessor
+from madtp_cli.models.processor import FILES, Processor
 from tests.tiny_runs import names
 
 DATA = ShapesPairs("test", 64)
@@ -23,12 +23,12 @@ IDS = {word: index for index, word in enumerate(VOCABULARY)}
 
 
 @pytest.fixture(scope="module")
-def processor() -> PairProcessor:
-    return PairProcessor.from_words(VOCABULARY, 96)
+def processor() -> Processor:
+    return Processor.from_words(VOCABULARY, 96)
 
 
 @pytest.fixture
-def folder(processor: PairProcessor, tmp_path: Path) -> Path:
+def folder(processor: Processor, tmp_path: Path) -> Path:
     processor.save(tmp_path)
     return tmp_path
 
@@ -44,7 +44,7 @@ def words(*names: str) -> list[int]:
 # What comes out ----------------------------------------------------------------------------------------------
 
 
-def test_it_prepares_what_training_reads(processor: PairProcessor) -> None:
+def test_it_prepares_what_training_reads(processor: Processor) -> None:
     """Ids, lengths and pixels of 64 samples; every sentence comes with its own two images."""
     samples = [DATA.sample(row) for row in range(64)]
     batch = DATA.batch(0, 64)
@@ -53,11 +53,11 @@ def test_it_prepares_what_training_reads(processor: PairProcessor) -> None:
     assert arguments["text"].equal(batch.text)
     assert arguments["text_lengths"] == batch.text_lengths
     assert arguments["image_index"] == [(2 * row, 2 * row + 1) for row in range(64)]
-    expected = pixels(batch.images, torch.device("cpu"))[batch.image_index.flatten()]
+    expected = Normalisation()(batch.images, torch.device("cpu"))[batch.image_index.flatten()]
     torch.testing.assert_close(arguments["images"], expected, atol=1e-5, rtol=0)
 
 
-def test_sentences_open_with_enc_whatever_their_case_and_marks(processor: PairProcessor) -> None:
+def test_sentences_open_with_enc_whatever_their_case_and_marks(processor: Processor) -> None:
     pair = images_of([DATA.sample(0)])
     plain = processor(pair, ["there is a red circle"])["text"].tolist()
     assert plain == words("[ENC]", "there", "is", "a", "red", "circle", "[SEP]")
@@ -68,7 +68,7 @@ def test_sentences_open_with_enc_whatever_their_case_and_marks(processor: PairPr
     assert processor(pair, [""])["text"].tolist() == words("[ENC]", "[SEP]")
 
 
-def test_images_of_any_size_and_mode_fit(processor: PairProcessor) -> None:
+def test_images_of_any_size_and_mode_fit(processor: Processor) -> None:
     """A plain grey is the same grey after resizing, in every mode."""
     grey = Image.new("RGB", (200, 50), (128, 128, 128))
     expected = ((128 / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)).view(3, 1, 1).expand(3, 96, 96)
@@ -79,14 +79,14 @@ def test_images_of_any_size_and_mode_fit(processor: PairProcessor) -> None:
             torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
 
 
-def test_left_and_right_stay_in_order(processor: PairProcessor) -> None:
+def test_left_and_right_stay_in_order(processor: Processor) -> None:
     black, white = (Image.fromarray(np.full((96, 96, 3), value, dtype=np.uint8)) for value in (0, 255))
     means = processor([(black, white), (white, black)], ["there", "there"])["images"].mean((1, 2, 3))
     assert (means > 0).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("sentences", [[], ["a", "b"]])
-def test_every_pair_needs_one_sentence(sentences: list[str], processor: PairProcessor) -> None:
+def test_every_pair_needs_one_sentence(sentences: list[str], processor: Processor) -> None:
     with pytest.raises(ValueError, match=f"got 1 pairs of images for {len(sentences)} sentences; give one for each"):
         processor(images_of([DATA.sample(0)]), sentences)
 
@@ -94,11 +94,11 @@ def test_every_pair_needs_one_sentence(sentences: list[str], processor: PairProc
 # On disk -----------------------------------------------------------------------------------------------------
 
 
-def test_it_reads_back_as_it_was(processor: PairProcessor, folder: Path) -> None:
+def test_it_reads_back_as_it_was(processor: Processor, folder: Path) -> None:
     assert names(folder) == set(FILES)
     samples = [DATA.sample(row) for row in (0, 9, 21)]
     inputs = (images_of(samples), [sample.sentence for sample in samples])
-    before, after = processor(*inputs), PairProcessor.from_folder(folder)(*inputs)
+    before, after = processor(*inputs), Processor.from_folder(folder)(*inputs)
     assert before["text"].equal(after["text"])
     assert before["images"].equal(after["images"])
     assert {**before, "images": None, "text": None} == {**after, "images": None, "text": None}
@@ -108,7 +108,7 @@ def test_it_reads_back_as_it_was(processor: PairProcessor, folder: Path) -> None
 def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()
     with pytest.raises(SourceError) as caught:
-        PairProcessor.from_folder(folder)
+        Processor.from_folder(folder)
     assert str(caught.value) == f"{folder / name}: no such file; the checkpoint folder is incomplete"
 
 
@@ -116,7 +116,7 @@ def test_a_missing_file_is_named(name: str, folder: Path) -> None:
 def test_a_broken_tokenizer_is_one_line(content: bytes, folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(content)
     with pytest.raises(SourceError) as caught:
-        PairProcessor.from_folder(folder)
+        Processor.from_folder(folder)
     assert str(caught.value).startswith(f"{folder}: its processor cannot be read: ")
     assert "\n" not in str(caught.value)
 
@@ -125,7 +125,7 @@ def test_a_broken_tokenizer_is_one_line(content: bytes, folder: Path) -> None:
 def test_a_broken_image_processor_is_one_line(content: bytes, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_bytes(content)
     with pytest.raises(SourceError) as caught:
-        PairProcessor.from_folder(folder)
+        Processor.from_folder(folder)
     assert str(caught.value).startswith(f"{folder}: its processor cannot be read: ")
     assert "\n" not in str(caught.value)
 
@@ -135,5 +135,5 @@ def test_it_needs_nothing_but_its_files(folder: Path, tmp_path_factory: pytest.T
     moved = tmp_path_factory.mktemp("moved")
     for name in FILES:
         shutil.copy(folder / name, moved / name)
-    text = PairProcessor.from_folder(moved)(images_of([DATA.sample(0)]), ["there is a red circle"])["text"]
+    text = Processor.from_folder(moved)(images_of([DATA.sample(0)]), ["there is a red circle"])["text"]
     assert text.tolist() == words("[ENC]", "there", "is", "a", "red", "circle", "[SEP]")
