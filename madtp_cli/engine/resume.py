@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -54,7 +55,14 @@ def save_state(accelerator: Accelerator, folder: Path, run: Mapping[str, Any]) -
     fresh, final, old = (folder / name for name in (f"{STATE}.new", STATE, f"{STATE}.old"))
     for leftover in (fresh, old):
         remove_tree(leftover)
-    accelerator.save_state(str(fresh))
+    # It warns of tensors that two keys share, as a decoder's head and its word embeddings do; they load as they should.
+    warner = logging.getLogger("accelerate.utils.other")
+    level = warner.level
+    warner.setLevel(logging.ERROR)
+    try:
+        accelerator.save_state(str(fresh))
+    finally:
+        warner.setLevel(level)
     (fresh / RUN).write_text(json.dumps(run), encoding="utf-8")
     if final.exists():
         os.replace(final, old)

@@ -9,6 +9,8 @@ from enum import Enum
 from madtp_cli.report import wording
 from madtp_cli.results import Budget, LayerTokens, PruneResult, Side
 
+# What a run is judged by, the first one there is.
+_MAIN = ("accuracy", "cider", "cider_javafree", "mean")
 # Accuracy changes (shares) that are worth a colour.
 _GAIN, _LOSS = 0.005, -0.02
 
@@ -65,9 +67,9 @@ def headline(result: PruneResult) -> str | None:
         return None
     sides = [side.metrics[name] for side in (result.dense, result.pruned) if side and name in side.metrics]
     if len(sides) == 1:
-        return f"{name.capitalize()} {wording.metric(name, sides[0])}."
+        return f"{wording.metric_name(name)} {wording.metric(name, sides[0])}."
     return (
-        f"{name.capitalize()} {wording.metric(name, sides[1])} against {wording.metric(name, sides[0])} dense: "
+        f"{wording.metric_name(name)} {wording.metric(name, sides[1])} against {wording.metric(name, sides[0])} dense: "
         f"{wording.metric_change(name, *sides)}."
     )
 
@@ -95,7 +97,7 @@ def by_tower(layers: tuple[LayerTokens, ...]) -> dict[str, list[LayerTokens]]:
 def _main_metric(result: PruneResult) -> str | None:
     side = result.pruned or result.dense
     names = [name for name in side.metrics if "/" not in name] if side else []
-    return "accuracy" if "accuracy" in names else next(iter(names), None)
+    return next((name for name in _MAIN if name in names), next(iter(names), None))
 
 
 def _metric_rows(dense: Mapping[str, float], pruned: Mapping[str, float], families: bool) -> Iterator[Row]:

@@ -60,10 +60,17 @@ def _front_matter(result: PruneResult, license: str | None) -> Iterator[str]:
     lines = ["---"]
     if license is not None:
         lines.append(f"license: {license}")
-    lines += ["language: en", "library_name: madtp", "metrics:", "- accuracy", "tags:", "- madtp", "- vision-language"]
+    lines += ["language: en", "library_name: madtp", "metrics:", f"- {_metric(result)}", "tags:", "- madtp", "- vision-language"]
     if is_pruned(result):
         lines.append("- token-pruning")
     yield "\n".join([*lines, "---"])
+
+
+def _metric(result: PruneResult) -> str:
+    """Name the main metric as the Hugging Face hub does."""
+    side = result.pruned or result.dense
+    names = set(side.metrics) if side else set()
+    return "recall" if "tr@1" in names else "cider" if any(name.startswith("cider") for name in names) else "accuracy"
 
 
 def _summary(result: PruneResult) -> str:

@@ -34,7 +34,6 @@ _WIDEST = 110
 _MARGIN = 3
 _LABELS = 12
 _BAR = 10
-_GAIN = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -329,11 +328,11 @@ def _control_parts(report: StepReport) -> Iterator[str]:
 
 
 def _validation_parts(metrics: Mapping[str, float], before: Mapping[str, float]) -> Iterator[str]:
-    """Write the overall metrics (families stay out), with what the accuracy gained since the last time."""
+    """Write the overall metrics (families stay out), with what they gained since the last time."""
     for name, value in metrics.items():
         if "/" in name:
             continue
-        gained = f" ({wording.metric_change(name, before[name], value)})" if name == _GAIN and name in before else ""
+        gained = f" ({wording.metric_change(name, before[name], value)})" if name != "reduction" and name in before else ""
         yield f"{name} {wording.metric(name, value)}{gained}"
 
 

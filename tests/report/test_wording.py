@@ -13,9 +13,9 @@ from madtp_cli.report import wording
 def test_shares_read_as_percent_and_their_changes_as_points() -> None:
     assert wording.metric("accuracy", 0.961) == "96.1%"
     assert wording.metric("accuracy/both", 0.5) == "50.0%"
-    assert wording.metric("cider", 1.2345) == "1.234"
+    assert wording.metric("cider", 1.2345) == "123.4"  # as papers give it
     assert wording.metric_change("accuracy/both", 0.974, 0.961) == "-1.3 points"
-    assert wording.metric_change("cider", 1.0, 1.25) == "+0.250"
+    assert wording.metric_change("cider", 1.0, 1.25) == "+25.0"
 
 
 def test_a_change_that_rounds_to_nothing_has_no_sign() -> None:
