@@ -17,13 +17,23 @@ from madtp_cli.recipe import load_recipe
 from madtp_cli.results import ProfileResult
 
 Model = Annotated[str | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or builtin:NAME.")]
-RandomInit = Annotated[bool, typer.Option("--random-init", help="Profile the recipe's model with random weights.")]
+RandomInit = Annotated[
+    bool,
+    typer.Option("--random-init", help="Profile the recipe's model without its weights; it need not be here."),
+]
 Baseline = Annotated[
     str | None, typer.Option(metavar="PATH", help="Compare with this checkpoint, measured in the same run.")
 ]
 Counter = Annotated[Literal["analytic", "fvcore", "torch"], typer.Option(help="Who counts the multiply-adds.")]
+Convention = Annotated[
+    Literal["sample", "published"],
+    typer.Option(help="Count one sample, or what papers publish for the task (no time then): docs/costs.md."),
+]
 TextTokens = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Tokens per sentence; as in the data by default.")
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Tokens per text; by default as in the data, or as published where there are none."
+    ),
 ]
 Latency = Annotated[bool, typer.Option(help="Measure wall-clock time as well.")]
 FailIf = Annotated[
@@ -38,6 +48,7 @@ def profile(
     random_init: RandomInit = False,
     baseline: Baseline = None,
     counter: Counter = "analytic",
+    convention: Convention = "sample",
     batch_size: options.BatchSize = None,
     text_tokens: TextTokens = None,
     latency: Latency = True,
@@ -52,7 +63,8 @@ def profile(
 ) -> None:
     """Count what a model costs: multiply-adds, tokens, latency.
 
-    gmacs are 1e9 multiply-adds of one sample. What a counter could not count is listed.
+    gmacs are 1e9 multiply-adds of one sample. What a counter could not count is listed. With --random-init and
+    --no-latency neither weights nor data are needed: costs of a dense model are arithmetic.
     """
     level = options.verbosity(verbose, quiet)
     if (checkpoint is None) == (recipe is None):
@@ -60,6 +72,8 @@ def profile(
     if random_init and recipe is None:
         raise UsageError("--random-init needs --recipe FILE: a checkpoint has its weights")
     conditions = thresholds.parse_all(fail_if or (), latency=latency)
+    if convention == "published" and any("latency" in condition.name for condition in conditions):
+        raise UsageError("--convention published measures no time; test the latency in a run without it")
     loaded = None if recipe is None else load_recipe(recipe)
     with open_console(json_output, level) as console:
         from madtp_cli.engine.profile import profile_checkpoint
@@ -70,9 +84,10 @@ def profile(
             random_init=random_init,
             baseline=baseline,
             counter=counter,
+            convention=convention,
             batch_size=batch_size,
             text_tokens=text_tokens,
-            latency=latency,
+            latency=latency and convention == "sample",
             device=device,
             precision=precision,
             seed=seed,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-UNCOUNTED = ("layer norm", "softmax", "gelu", "residual additions", "embedding look-ups", "pruning scores and ranking")
+LAYER_NORM = "layer norm"
+UNCOUNTED = (LAYER_NORM, "softmax", "gelu", "residual additions", "embedding look-ups", "pruning scores and ranking")
 
 Macs = dict[str, Tensor]  # module path -> int64 [B], one entry per sample
 

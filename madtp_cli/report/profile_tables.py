@@ -107,6 +107,41 @@ def modules_table(result: ProfileResult, *, every_layer: bool = False) -> Table:
     return table
 
 
+def composition_table(result: ProfileResult) -> Table:
+    """Lay out the passes that a published cost is put together from, and that cost beside the published constant."""
+    pruned = result.gmacs.pruned != result.gmacs.dense
+    table = _table("pass", "times", "gmacs", *(["pruned"] if pruned else []), "in all")
+    for index, part in enumerate(result.composition):
+        cost = part.gmacs
+        table.add_row(
+            Text(part.name, overflow="fold"),
+            f"x{part.times}",
+            wording.gmacs(cost.dense),
+            *([wording.gmacs(cost.pruned)] if pruned else []),
+            wording.gmacs(part.times * cost.pruned),
+            end_section=index == len(result.composition) - 1,
+        )
+    blank = [""] * (3 if pruned else 2)
+    table.add_row("total", *blank, wording.gmacs(result.gmacs.pruned), style="bold")
+    if pruned:
+        table.add_row("without pruning", *blank, wording.gmacs(result.gmacs.dense))
+    if result.published_gmacs is not None:
+        table.add_row("as published", *blank, f"{result.published_gmacs:.2f}")
+        difference = 100 * (result.gmacs.dense / result.published_gmacs - 1)
+        table.add_row("difference", *blank, f"{difference:+.2f}%")
+    return table
+
+
+def passes_table(result: ProfileResult) -> Table:
+    """Lay out what may come on top of a sample, once per pair or answer."""
+    pruned = result.gmacs.pruned != result.gmacs.dense
+    table = _table("on top, each", "gmacs", *(["pruned"] if pruned else []))
+    for part in result.passes:
+        costs = (part.gmacs.dense, part.gmacs.pruned) if pruned else (part.gmacs.dense,)
+        table.add_row(Text(part.name, overflow="fold"), *map(wording.gmacs, costs))
+    return table
+
+
 def latency_table(result: ProfileResult) -> Table:
     """Lay out times beside multiply-adds, both as ratios to dense, and their quotient."""
     table = _table("batch", "model", "p50", "p90", "time", "gmacs", "efficiency")

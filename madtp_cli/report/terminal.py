@@ -16,7 +16,7 @@ from rich.text import Text
 
 from madtp_cli.report import wording
 from madtp_cli.report.comparison import Row, Tone, budget_line, by_tower, compare, headline, metric_rows, pruned_name
-from madtp_cli.report.profile_tables import latency_table, modules_table
+from madtp_cli.report.profile_tables import composition_table, latency_table, modules_table, passes_table
 from madtp_cli.results import EvaluateResult, LayerTokens, ProfileResult, PruneResult, Result
 
 _STYLES = {Tone.GOOD: "green", Tone.PLAIN: "", Tone.BAD: "yellow"}
@@ -74,10 +74,15 @@ def print_profile(console: Console, result: ProfileResult) -> None:
     """Print what a checkpoint costs: in all, part by part, token by token, and in time."""
     cost = result.gmacs
     console.print()
-    _line(console, f"{result.checkpoint or 'random weights'}: {wording.parameters(result.params)} parameters", "bold")
-    _line(console, _cost_sentence(cost.dense, cost.pruned), "bold")
+    weights = "random weights" if result.device else "no weights"  # nothing ran, so there was no device
+    _line(console, f"{result.checkpoint or weights}: {wording.parameters(result.params)} parameters", "bold")
+    unit = "gmacs as papers count" if result.convention == "published" else "gmacs per sample"
+    _line(console, _cost_sentence(cost.dense, cost.pruned, unit), "bold")
+    _print_table(console, composition_table(result) if result.composition else None)
     _print_table(console, modules_table(result))
-    _print_layers(console, result.layers)
+    _print_table(console, passes_table(result))
+    if result.device or cost.dense != cost.pruned:
+        _print_layers(console, result.layers)
     if result.latency_ms:
         _print_table(console, latency_table(result))
     if result.baseline is not None:
@@ -109,11 +114,11 @@ def _accuracy_sentence(accuracy: float, samples: int) -> str:
     return f"Accuracy {wording.percent(accuracy)} (standard error {100 * error:.1f} points)."
 
 
-def _cost_sentence(dense: float, pruned: float) -> str:
+def _cost_sentence(dense: float, pruned: float, unit: str = "gmacs per sample") -> str:
     if dense == pruned:
-        return f"{wording.gmacs(dense)} gmacs per sample, nothing pruned."
+        return f"{wording.gmacs(dense)} {unit}, nothing pruned."
     return (
-        f"{wording.gmacs(pruned)} gmacs per sample, {wording.gmacs(dense)} without pruning "
+        f"{wording.gmacs(pruned)} {unit}, {wording.gmacs(dense)} without pruning "
         f"({wording.relative_change(dense, pruned)})."
     )
 
