@@ -32,6 +32,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "random, no fine-tuning": ("pruning.method=random", "training.steps=0"),
 }
 
+# The metric that a task's weights are chosen by is the first of these that it has.
+SCORES = ("accuracy", "cider_javafree", "mean")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -76,11 +79,12 @@ def run_variant(name: str, recipe: str, overrides: Sequence[str], console: Conso
     assert result.dense is not None
     assert result.pruned is not None
     assert result.budget is not None
+    score = next(metric for metric in SCORES if metric in validation.metrics)
     return Row(
         variant=name,
-        validation=validation.metrics["accuracy"],
-        test=result.pruned.metrics["accuracy"],
-        dense_test=result.dense.metrics["accuracy"],
+        validation=validation.metrics[score],
+        test=result.pruned.metrics[score],
+        dense_test=result.dense.metrics[score],
         reduction=result.budget.reached_reduction,
         seconds=result.seconds,
     )

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.engine.build import DATASETS
+from madtp_cli.engine.build_data import SHAPES_SPLITS
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, time_models
 from madtp_cli.engine.profile import analytic_costs, at_strength
 from madtp_cli.engine.samples import fit_samples, spread_samples
@@ -46,7 +46,7 @@ def main() -> None:
     strengths = options.strength or ([checkpoint.spec.strength] if checkpoint.spec.strength else STRENGTHS)
     torch.manual_seed(0)
     model = checkpoint.build(spec)
-    samples = fit_samples(spread_samples(DATASETS["shapes"].split("validation", 2000), SAMPLES), model)
+    samples = fit_samples(spread_samples(SHAPES_SPLITS[checkpoint.task]("validation", 2000), SAMPLES), model)
     costs = {strength: analytic_costs(at_strength(model, strength), samples) for strength in strengths}
     candidates = {str(strength): (at_strength(model, strength), samples) for strength in (0.0, *strengths)}
     timed = time_models(candidates, batch_sizes=BATCH_SIZES, seconds=options.seconds)
