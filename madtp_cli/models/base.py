@@ -167,12 +167,25 @@ class PrunedModel(nn.Module):
         ]
 
 
-def paired_features(vision: TowerOutput, text: TowerOutput, image_index: ImageIndex) -> tuple[Tensor, Tensor] | None:
-    """Pair each text's aligned features with the mean of its images': (images, text), each [S, K, d]."""
-    if vision.aligned is None or text.aligned is None:
-        return None
-    index = torch.tensor(image_index, device=vision.aligned.device).view(len(text.aligned), -1)
-    return vision.aligned[index].mean(1), text.aligned
+def passed(
+    images: Tokens, vision: TowerOutput, text: TowerOutput, text_lengths: Sequence[int], image_index: ImageIndex
+) -> dict[str, Any]:
+    """Return the fields of an Output that are the same for every task, from what both towers did.
+
+    Each text's aligned features are paired with the mean of its images'.
+    """
+    aligned = None
+    if vision.aligned is not None and text.aligned is not None:
+        index = torch.tensor(image_index, device=vision.aligned.device).view(len(text.aligned), -1)
+        aligned = vision.aligned[index].mean(1), text.aligned
+    return {
+        "images": images,
+        "vision": vision.trace,
+        "text": text.trace,
+        "text_lengths": text_lengths,
+        "image_index": image_index,
+        "aligned": aligned,
+    }
 
 
 def initialise(model: nn.Module) -> None:

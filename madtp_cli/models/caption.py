@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
-from madtp_cli.models.base import Output, Probe, PrunedModel, paired_features
+from madtp_cli.models.base import Output, Probe, PrunedModel, passed
 from madtp_cli.models.blip import VisionModel
 from madtp_cli.models.blip_text import LanguageModel, Side, TextContext
 from madtp_cli.models.generation import generate
@@ -56,12 +56,7 @@ class BlipForCaption(PrunedModel):
         return Output(
             logits=self.text_decoder.predict(words.tokens.x),
             encoded=words.tokens.last(),  # which alone has seen the whole caption
-            images=seen,
-            vision=vision.trace,
-            text=words.trace,
-            text_lengths=text_lengths,
-            image_index=image_index,
-            aligned=paired_features(vision, words, image_index),
+            **passed(seen, vision, words, text_lengths, image_index),
             probes=tuple(Probe(probability, rows) for (probability,) in context.probe or ()),
         )
 

@@ -18,7 +18,7 @@ from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConf
 from madtp_cli.attention import Statistics, Summary, attend, attend_with_statistics, attention_of_rows
 from madtp_cli.costs import analytic
 from madtp_cli.errors import SourceError
-from madtp_cli.models.base import Output, Probe, PrunedModel, paired_features
+from madtp_cli.models.base import Output, Probe, PrunedModel, passed
 from madtp_cli.models.tower import TowerOutput
 from madtp_cli.tokens import Spans, Tokens
 
@@ -240,12 +240,7 @@ class ClipForRetrieval(PrunedModel):
         return ClipOutput(
             logits=self._similarity(text_embeds, image_embeds),
             encoded=read.last(),
-            images=seen,
-            vision=vision.trace,
-            text=words.trace,
-            text_lengths=text_lengths,
-            image_index=image_index,
-            aligned=paired_features(vision, words, image_index),
+            **passed(seen, vision, words, text_lengths, image_index),
             probes=tuple(Probe(probability, rows) for probability in found or ()),
             image_embeds=image_embeds,
             text_embeds=text_embeds,

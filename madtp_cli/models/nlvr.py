@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
-from madtp_cli.models.base import Output, Probe, PrunedModel, paired_features
+from madtp_cli.models.base import Output, Probe, PrunedModel, passed
 from madtp_cli.models.blip import MERGE_FROM, VisionModel, small_config
 from madtp_cli.models.blip_text import Side, TextContext, TwinTextModel
 from madtp_cli.tokens import Spans
@@ -54,12 +54,7 @@ class BlipForNlvr(PrunedModel):
         return Output(
             logits=self.cls_head(encoded).float(),
             encoded=encoded,
-            images=seen,
-            vision=vision.trace,
-            text=words.trace,
-            text_lengths=text_lengths,
-            image_index=image_index,
-            aligned=paired_features(vision, words, image_index),
+            **passed(seen, vision, words, text_lengths, image_index),
             probes=tuple(
                 Probe(probability, rows[:, side])
                 for layer in context.probe or ()

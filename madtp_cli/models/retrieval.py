@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
-from madtp_cli.models.base import Output, Probe, PrunedModel, paired_features
+from madtp_cli.models.base import Output, Probe, PrunedModel, passed
 from madtp_cli.models.blip import VisionModel
 from madtp_cli.models.blip_text import Side, TextContext, TextModel
 from madtp_cli.models.generation import special_id
@@ -105,12 +105,7 @@ class BlipForRetrieval(PrunedModel):
         return RetrievalOutput(
             logits=logits,
             encoded=words.tokens.first(),
-            images=seen,
-            vision=vision.trace,
-            text=words.trace,
-            text_lengths=text_lengths,
-            image_index=image_index,
-            aligned=paired_features(vision, words, image_index),
+            **passed(seen, vision, words, text_lengths, image_index),
             probes=matched.probes if matched else (),
             image_embeds=image_embeds,
             text_embeds=text_embeds,

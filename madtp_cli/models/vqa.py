@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
-from madtp_cli.models.base import Output, Probe, PrunedModel, paired_features
+from madtp_cli.models.base import Output, Probe, PrunedModel, passed
 from madtp_cli.models.blip import VisionModel
 from madtp_cli.models.blip_text import LanguageModel, Side, TextContext, TextModel
 from madtp_cli.models.generation import decode, generate, special_id
@@ -74,12 +74,7 @@ class BlipForVqa(PrunedModel):
         return VqaOutput(
             logits=logits,
             encoded=words.tokens.first(),
-            images=seen,
-            vision=vision.trace,
-            text=words.trace,
-            text_lengths=text_lengths,
-            image_index=image_index,
-            aligned=paired_features(vision, words, image_index),
+            **passed(seen, vision, words, text_lengths, image_index),
             probes=tuple(Probe(probability, rows) for (probability,) in context.probe or ()),
             questions=words.tokens,
         )
