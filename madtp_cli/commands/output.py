@@ -25,6 +25,9 @@ def open_console(json_output: bool, verbosity: int) -> Iterator[Console]:
         quiet=verbosity < 0 or not is_main_process(),
         color_system=None if os.environ.get("NO_COLOR") else "auto",
         highlight=False,
+        # Paths and hints such as madtp[caption] are text, not rich's markup.
+        markup=False,
+        emoji=False,
     )
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():
         yield console
