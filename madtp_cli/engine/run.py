@@ -243,7 +243,9 @@ def _calibrate(student: PrunedModel, splits: Splits, goal: float, effort: Effort
             student, splits.task, splits.validation, batch_size=BATCH, limit=len(splits.validation), strength=strength
         )
 
-    found = calibrate(measure, goal, CALIBRATION_TOLERANCE, max_calls=effort.calibration_calls, start=student.strength)
+    # One step of a smoke run hardly moves the controller, and a checkpoint that prunes nothing would try too little.
+    start = student.strength if effort.judged else SMOKE_STRENGTH
+    found = calibrate(measure, goal, CALIBRATION_TOLERANCE, max_calls=effort.calibration_calls, start=start)
     student.strength = found.strength
     console.print(
         f"calibrated on {len(splits.validation)} validation samples: strength {found.strength:.4f}, "

@@ -59,18 +59,21 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
 def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
     """Make up the recipe's checkpoint at its full size with random weights, and its processor.
 
-    The tokenizer is the recipe's if it can be had, else one of whole words, whose special ids the model then uses.
+    The tokenizer is the recipe's, or the published one if it can be had, else one of whole words, whose special ids the
+    model then uses. Raises SourceError if the recipe names a tokenizer that cannot be had.
     """
     family, task = recipe.model.family, recipe.task
     config = build.full_config(recipe)
     size, longest = config.vision_config.image_size, config.text_config.max_position_embeddings
+    named = recipe.model.tokenizer
     try:
-        named = recipe.model.tokenizer
         processor = Processor.from_folder(
             None, family=family, task=task, image_size=size, tokenizer=named, longest=longest
         )
         note = "random weights"
     except SourceError:
+        if named is not None:
+            raise  # what was asked for by name is not replaced
         processor = Processor.from_words(list(TOKEN_IDS), size, family=family, task=task, longest=longest)
         overrides = {key: value for key, value in recipe.model.config.given().items() if key != TEMPERATURE}
         config = default_config(family, task, overrides | _special_ids(family), size)
