@@ -30,16 +30,22 @@ MOST_WORDS = 2
 
 def starting_checkpoint(recipe: Recipe) -> Checkpoint | None:
     """Open the checkpoint a recipe starts from, for its task and image size; None if it trains from scratch."""
-    model = recipe.model
-    if not model.checkpoint:
-        return None
-    config = model.config.given()
+    source = recipe.model.checkpoint
+    return open_for(source, recipe, task=recipe.task) if source else None
+
+
+def open_for(source: str, recipe: Recipe, *, task: str | None = None) -> Checkpoint:
+    """Open a checkpoint with what a recipe says about it: `model.config`, and the size of its images.
+
+    `task` starts another task than the checkpoint's own. Raises RecipeError for one of another family.
+    """
+    config = recipe.model.config.given()
     if recipe.data.image_size is not None and recipe.data.name != "shapes":
         config["image_size"] = recipe.data.image_size
-    opened = open_checkpoint(model.checkpoint, config=config, task=recipe.task)
-    if opened.family != model.family:
+    opened = open_checkpoint(source, config=config, task=task)
+    if opened.family != recipe.model.family:
         raise RecipeError(
-            f"{recipe.where('model.family')}: model.family is {model.family}, but {model.checkpoint} is a checkpoint "
+            f"{recipe.where('model.family')}: model.family is {recipe.model.family}, but {source} is a checkpoint "
             f"of {opened.family}; set it to {opened.family}"
         )
     return opened

@@ -34,8 +34,12 @@ def evaluate_checkpoint(
     where = build.choose_device(device)
     if predictions is not None:
         _check_writable(predictions)
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint) if recipe is None else build.open_for(checkpoint, recipe)
     recipe = recipe or own_recipe(opened)
+    if opened.task != recipe.task:
+        raise SourceError(
+            f"{checkpoint}: is for {opened.task}, but {recipe.name} is for {recipe.task}; name a recipe for it"
+        )
     build.check_fits(opened, recipe)
     data = open_splits(recipe, build.processor_of(opened, recipe.model.tokenizer))
     model = opened.build().to(where)

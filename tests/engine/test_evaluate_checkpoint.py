@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from madtp_cli.data.samples import write_samples
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.evaluate import evaluate
 from madtp_cli.engine.evaluate_checkpoint import evaluate_checkpoint
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import RecipeError, SourceError, UsageError
 from madtp_cli.models.checkpoints import open_checkpoint
+from madtp_cli.recipe import load_recipe
 from madtp_cli.results import EvaluateResult, PruneResult
+from tests.models.released_states import released
+from tests.tiny_published import write_tokenizer
 from tests.tiny_runs import DENSE, PRUNE, names, tiny
 
 
@@ -166,3 +171,30 @@ def test_without_its_recipe_another_one_does(copy: Path, tmp_path: Path) -> None
     (copy / "recipe.yaml").unlink()
     assert run(copy, recipe=tiny(tmp_path, PRUNE, checkpoint=copy)).samples == 96
     assert names(tmp_path) == {"copy", "tiny.yaml"}
+
+
+def test_a_recipe_for_another_task_is_refused(pruned: Path) -> None:
+    """Its data could not be read, or worse, could."""
+    with pytest.raises(SourceError) as caught:
+        run(pruned, recipe=load_recipe("shapes_vqa"))
+    assert str(caught.value) == f"{pruned}: is for nlvr2, but shapes_vqa is for vqa; name a recipe for it"
+
+
+def test_a_file_of_weights_is_opened_as_the_recipe_says(tmp_path: Path) -> None:
+    """Heads, a temperature and an image size that the file does not have: what the recipe gives reaches the model."""
+    torch.save({"model": released("nlvr2")}, tmp_path / "x.pth")
+    written = write_samples("nlvr2", "nlvr2", tmp_path / "data", 2)
+    words = write_tokenizer(tmp_path / "words")
+    recipe = load_recipe(
+        "blip_nlvr2",
+        [
+            *(f"data.{key}={json.dumps(value)}" for key, value in written.items()),
+            *("data.image_size=48", f"model.tokenizer={words}", "model.config.pruning_temperature=1"),
+            *("model.config.vision_heads=2", "model.config.text_heads=2"),
+        ],
+    )
+    console = Console(file=io.StringIO(), width=200)
+    found = run(tmp_path / "x.pth", recipe=recipe, console=console)
+    assert found.samples == 2
+    assert found.gmacs.reduction > 0
+    assert "image positions interpolated from 4x4 to 6x6 patches (48 pixels)" in console.file.getvalue()  # type: ignore[attr-defined]
