@@ -79,6 +79,7 @@ def test_the_flags_of_every_command_are_documented(name: str) -> None:
             "--random-init",
             "--baseline",
             "--counter",
+            "--convention",
             "--batch-size",
             "--text-tokens",
             "--latency / --no-latency",

@@ -15,8 +15,15 @@ from madtp_cli.models.spec import PruningSpec
 
 KINDS = tuple(MODELS)
 IDS = ["-".join(kind) for kind in KINDS]
-SHAPE = {"vision_layers": 3, "vision_width": 32, "vision_heads": 4, "text_layers": 3, "text_width": 24, "text_heads": 2}
-SHARED: dict[str, int] = {"image_size": 64, **SHAPE}
+SHAPE: dict[str, Any] = {
+    "vision_layers": 3,
+    "vision_width": 32,
+    "vision_heads": 4,
+    "text_layers": 3,
+    "text_width": 24,
+    "text_heads": 2,
+}
+SHARED: dict[str, Any] = {"image_size": 64, **SHAPE}
 WORDS = 9
 
 
@@ -24,7 +31,7 @@ def config_of(kind: tuple[str, str], words: int = 40) -> Any:
     """Describe it."""
     if kind[0] == "clip":
         return small_clip_config(**SHARED, vocab_size=words, eos_token_id=39, projection_dim=20)
-    ids: dict[str, int] = {"dec_token_id": 37, "enc_token_id": 38, "sep_token_id": 39}
+    ids: dict[str, Any] = {"dec_token_id": 37, "enc_token_id": 38, "sep_token_id": 39}
     return small_config(**SHARED, vocab_size=words, projection_width=12, merge_from=1, **ids)
 
 

@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from madtp_cli.report.profile_tables import Part, Speed, latency_table, modules_table, parts, speeds
-from madtp_cli.results import Gmacs, ModuleCost, ProfileResult, Side
+from madtp_cli.report.profile_tables import (
+    Part,
+    Speed,
+    composition_table,
+    latency_table,
+    modules_table,
+    parts,
+    passes_table,
+    speeds,
+)
+from madtp_cli.results import Gmacs, ModuleCost, PassCost, ProfileResult, Side
 
 MODULES = (
     ModuleCost(name="vision_model.embeddings", gmacs=0.01, params=3000),
@@ -123,3 +132,43 @@ def test_tables_fit_80_columns_and_plain_ascii(table: Any) -> None:
     assert text.isascii()
     assert "\x1b" not in text
     assert "crossattention" in text or "efficiency" in text
+
+
+def _pass(name: str, dense: float, pruned: float, times: int = 1) -> PassCost:
+    return PassCost(name=name, gmacs=Gmacs(dense=dense, pruned=pruned, reduction=1 - pruned / dense), times=times)
+
+
+def test_a_composition_adds_up_to_the_constant() -> None:
+    """Two images and a sentence, in all, as published, and how far apart they are."""
+    composed = profile(
+        gmacs=Gmacs(dense=132.5407, pruned=132.5407, reduction=0.0),
+        convention="published",
+        composition=(_pass("image", 55.539, 55.539, 2), _pass("sentence", 21.4627, 21.4627)),
+        published_gmacs=132.54,
+    )
+    rows = [line.split() for line in render(composition_table(composed)).splitlines()]
+    assert rows[0] == ["pass", "times", "gmacs", "in", "all"]
+    assert ["image", "x2", "55.54", "111.1"] in rows
+    assert ["sentence", "x1", "21.46", "21.46"] in rows
+    assert rows[-3:] == [["total", "132.5"], ["as", "published", "132.54"], ["difference", "+0.00%"]]
+
+
+def test_a_pruned_composition_has_both_costs_and_compares_the_dense_one() -> None:
+    """What a pruned model costs is no constant of a paper; without an architecture of a paper nothing is compared."""
+    known: dict[str, Any] = {
+        "gmacs": Gmacs(dense=131.0, pruned=60.0, reduction=71 / 131),
+        "composition": (_pass("image", 55.0, 25.0, 2), _pass("sentence", 21.0, 10.0)),
+    }
+    rows = [line.split() for line in render(composition_table(profile(**known, published_gmacs=132.54))).splitlines()]
+    assert ["image", "x2", "55.00", "25.00", "50.00"] in rows
+    assert rows[-4:-2] == [["total", "60.00"], ["without", "pruning", "131.0"]]
+    assert rows[-1] == ["difference", "-1.16%"]
+    assert "published" not in render(composition_table(profile(**known)))
+
+
+def test_what_comes_on_top_is_listed_apart() -> None:
+    """One line per pass, dense and pruned; no pass, no table."""
+    rows = [line.split() for line in render(passes_table(profile(passes=(_pass("matching", 12.0, 5.0),)))).splitlines()]
+    assert rows[0] == ["on", "top,", "each", "gmacs", "pruned"]
+    assert rows[-1] == ["matching", "12.00", "5.000"]
+    assert passes_table(profile()).row_count == 0
