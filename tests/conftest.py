@@ -51,6 +51,7 @@ def _time_briefly(patch: pytest.MonkeyPatch) -> None:
     # Imported here: tests of what does not compute need no torch.
     from madtp_cli.costs import latency as costs
     from madtp_cli.engine import run
+    from madtp_cli.engine.finish import Effort
 
-    patch.setattr(run, "Effort", partial(run.Effort, latency_samples=32, latency_seconds=0.0))
+    patch.setattr(run, "Effort", partial(Effort, latency_samples=32, latency_seconds=0.0))
     patch.setattr(costs, "VISIT_SECONDS", 0.0)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from madtp_cli.data.batch import Split
-from madtp_cli.engine import run
+from madtp_cli.engine import build_data, run
 from madtp_cli.engine.build_data import Splits
 from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe, load_recipe
@@ -110,7 +110,7 @@ class Watched:
 
 def watch(patch: pytest.MonkeyPatch, read: Callable[[str, int], None]) -> None:
     """Have every run call `read(split, start)` for each batch it reads."""
-    opened = run.open_splits
+    opened = build_data.open_splits
 
     def open_splits(recipe: Recipe, processor: Processor) -> Splits:
         splits = opened(recipe, processor)

@@ -101,7 +101,7 @@ def test_muon_takes_the_matrices_inside_the_blocks(step: TrainingStep) -> None:
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_the_models_of_the_other_tasks() -> None:
     """A language head tied to the words is one embedding; temperatures do not decay, projections do."""
-    sizes = {"vision_layers": 1, "vision_width": 24, "text_layers": 1, "text_width": 24}
+    sizes: dict[str, Any] = {"vision_layers": 1, "vision_width": 24, "text_layers": 1, "text_width": 24}
     blip = small_config(image_size=32, vocab_size=30, **sizes)
     writer = settings(make("muon", model := BlipForCaption(blip)), model)
     assert writer["text_decoder.bert.embeddings.word_embeddings.weight"] == ("AdamW", RATE, 0)

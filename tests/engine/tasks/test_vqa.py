@@ -93,7 +93,11 @@ def brute_force(k: int) -> list[tuple[str, list[float]]]:
         first, whole = {}, {}
         for words in CANDIDATES:
             ids = PROCESSOR.answer(words)
-            only = {"answers": torch.tensor(ids), "answer_lengths": [len(ids)], "answer_index": torch.tensor([0])}
+            only: dict[str, Any] = {
+                "answers": torch.tensor(ids),
+                "answer_lengths": [len(ids)],
+                "answer_index": torch.tensor([0]),
+            }
             with torch.inference_mode():
                 logits = task.forward(model, replace(alone, **only), CPU, training=True).logits
             logs = logits.log_softmax(-1)

@@ -16,7 +16,7 @@ from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 
 CPU = torch.device("cpu")
-SHARED: dict[str, int] = {
+SHARED: dict[str, Any] = {
     **{"image_size": 96, "patch_size": 32, "vocab_size": len(VOCABULARY), "vision_layers": 2, "text_layers": 2},
     **{"vision_width": 24, "vision_heads": 2, "text_width": 24, "text_heads": 2},
 }
