@@ -7,7 +7,9 @@ import math
 from rich.console import Console
 
 # Metrics that are shares in 0..1 and read as percent; `accuracy/<family>` counts as `accuracy`.
-_SHARES = {"accuracy", "reduction"}
+_SHARES = {"accuracy", "consistency", "mean", "reduction", *(f"{way}@{k}" for way in ("tr", "ir") for k in (1, 5, 10))}
+# Caption metrics, which papers give a hundredfold and without a unit.
+_HUNDREDFOLD = {"cider", "bleu4", "meteor", "spice", "cider_javafree", "bleu4_javafree"}
 
 
 def is_share(metric: str) -> bool:
@@ -20,8 +22,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
+def metric_name(name: str) -> str:
+    """Write the name of a metric at the start of a sentence."""
+    return {"cider": "CIDEr", "cider_javafree": "CIDEr (Java-free)", "mean": "Mean recall"}.get(name, name.capitalize())
+
+
 def metric(name: str, value: float) -> str:
     """Write a metric: shares as percent, the others as they are."""
+    if name in _HUNDREDFOLD:
+        return f"{100 * value:.1f}"
     return percent(value) if is_share(name) else f"{value:.3f}"
 
 
@@ -29,6 +38,8 @@ def metric_change(name: str, before: float, after: float) -> str:
     """Write what a metric gained or lost: `-1.3 points` for shares."""
     if is_share(name):
         return f"{_signed(100 * (after - before), 1)} points"
+    if name in _HUNDREDFOLD:
+        return _signed(100 * (after - before), 1)
     return _signed(after - before, 3)
 
 
