@@ -20,6 +20,7 @@ from torch import Tensor
 
 from madtp_cli.budget import BudgetController
 from madtp_cli.data.batch import PairBatch
+from madtp_cli.data.order import Repeated
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.fit import (
@@ -113,7 +114,7 @@ def make_job(
     guided = frozenset({0, 1} if goal else ())
     step = TrainingStep(Nlvr2(metric), student, teacher, None, LossWeights(), guided_layers=guided)
     controller = BudgetController(goal, 0.3) if goal else None
-    return Job(step, Training(read), ShapesPairs("validation", 16), settings, controller, folder, identity)
+    return Job(step, Repeated(Training(read)), ShapesPairs("validation", 16), settings, controller, folder, identity)
 
 
 def run(job: Job, *, resume: bool = False) -> tuple[Run, dict[str, Tensor]]:
@@ -187,7 +188,7 @@ def test_one_seed_gives_one_set_of_weights(tmp_path: Path) -> None:
 def test_training_learns(change: Mapping[str, Any], tmp_path: Path) -> None:
     """The loss on one batch, seen again and again, falls; weights stay float32 and finite."""
     settings = replace(SETTINGS, steps=30, validate_every=30, warmup_steps=0, **change)
-    job = replace(make_job(tmp_path, settings), train=ShapesPairs("train", 8))
+    job = replace(make_job(tmp_path, settings), train=Repeated(ShapesPairs("train", 8)))
     weights = run(job)[1]
     totals = [entry["losses"]["total"] for entry in log_of(tmp_path) if "losses" in entry]
     assert len(totals) == 30

@@ -1,0 +1,278 @@
+"""From a recipe to splits and the task that reads them: every data set in its own files, generated or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from madtp_cli.data.metrics import nlvr2_scores, recalls, vqa_accuracy
+from madtp_cli.data.order import Repeated, Shuffled
+from madtp_cli.data.samples import write_samples
+from madtp_cli.data.sentences import VOCABULARY
+from madtp_cli.data.shapes import accuracy
+from madtp_cli.data.shapes_single import answer_list
+from madtp_cli.engine.build_data import SHAPES_SPLITS, Splits, broken_notes, facts, open_splits
+from madtp_cli.engine.tasks.base import IMAGE_MEAN
+from madtp_cli.engine.tasks.caption import Caption
+from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.engine.tasks.retrieval import Retrieval
+from madtp_cli.engine.tasks.vqa import Vqa
+from madtp_cli.errors import SourceError
+from madtp_cli.models.processor import Processor, image_processor
+from madtp_cli.recipe import TASKS_OF_DATA
+from tests.tiny_runs import DENSE, tiny
+
+KINDS: dict[str, type[Any]] = {"nlvr2": Nlvr2, "vqa": Vqa, "caption": Caption, "retrieval": Retrieval}
+FILES = [(name, task) for name, tasks in TASKS_OF_DATA.items() if name not in ("shapes", "custom") for task in tasks]
+
+
+def processor(task: str, family: str = "blip") -> Processor:
+    """Make one of the generated data's words."""
+    return Processor.from_words(VOCABULARY, 96, family=family, task=task)
+
+
+def opened(folder: Path, task: str, *changes: str) -> Splits:
+    """Open the splits of the tiny recipe for another task."""
+    return open_splits(tiny(folder, DENSE, f"task={task}", *changes), processor(task))
+
+
+def in_files(folder: Path, name: str, task: str, *changes: str, count: int = 4) -> Splits:
+    """Write samples in a data set's own format, and open them as a recipe names them."""
+    data = json.dumps(write_samples(name, task, folder / "data", count))
+    scratch = ["model={family: blip, checkpoint: x}", f"data={data}", f"task={task}"]
+    return open_splits(tiny(folder, DENSE, *scratch, *changes), processor(task))
+
+
+# Splits ------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_is_opened_when_it_is_asked_for_and_once() -> None:
+    asked: list[str] = []
+
+    def open_split(name: str) -> Any:
+        asked.append(name)
+        return [name]
+
+    splits: Any = Splits(open_split, lambda own: f"task of {own.train}")  # type: ignore[arg-type, return-value]
+    assert asked == []
+    assert splits.named("val") is splits.named("validation") is splits.validation
+    assert asked == ["validation"]
+    assert splits.task == splits.task == "task of ['train']"
+    splits.open()
+    assert splits.named("test") == ["test"]
+    assert asked == ["validation", "train", "test"]
+
+
+def test_lines_about_broken_images_name_the_first() -> None:
+    """At most five names, and how many more there are."""
+    names = tuple("abcdefg")
+
+    class Damaged(list[int]):
+        def __init__(self, broken: tuple[str, ...]) -> None:
+            super().__init__()
+            self.broken = broken
+
+    found = {"train": names, "validation": (), "test": names[:2]}
+    splits = Splits(lambda name: Damaged(found[name]), lambda own: None)  # type: ignore[arg-type, return-value]
+    splits.open()
+    assert broken_notes(splits) == [
+        "train: 7 images left out (data.max_broken): a, b, c, d, e and 2 more",
+        "test: 2 images left out (data.max_broken): a, b",
+    ]
+
+
+def test_broken_images_are_named_by_split() -> None:
+    """Only of splits that were opened, and only where there are any."""
+
+    class Damaged(list[int]):
+        broken = ("a.png", "b.png")
+
+    splits = Splits(lambda name: Damaged() if name == "train" else [], lambda own: None)  # type: ignore[arg-type, return-value]
+    assert splits.broken() == {}
+    splits.open()
+    assert splits.broken() == {"train": ("a.png", "b.png")}
+
+
+# Generated data ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_splits_have_the_sizes_and_the_seed_of_the_recipe(task: str, tmp_path: Path) -> None:
+    splits = opened(tmp_path, task, "data.seed=5")
+    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [256, 64, 96]
+    assert isinstance(splits.train, Repeated)
+    assert isinstance(splits.validation, SHAPES_SPLITS[task])
+    first = splits.train.batch(0, 8).ids
+    assert first[0].endswith("/train/0")
+    assert splits.train.batch(256, 8).ids == first  # training goes round
+    other = opened(tmp_path, task).test.batch(0, 8)
+    assert not splits.test.batch(0, 8).images.equal(other.images)
+    assert isinstance(splits.task, KINDS[task])
+
+
+def test_data_of_another_image_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"shapes draws images of 96 pixels, got data.image_size 32"):
+        opened(tmp_path, "nlvr2", "data.image_size=32").train  # noqa: B018
+
+
+def test_what_is_known_of_data() -> None:
+    """Generated data bring their words and sizes, other data a caution only."""
+    assert (facts("shapes").vocabulary, facts("shapes").image_size) == (tuple(VOCABULARY), 96)
+    assert (facts("coco").vocabulary, facts("coco").image_size, facts("coco").labelled_patch) == ((), None, 0)
+    assert facts("coco").limits
+
+
+# Data in files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "task"), FILES, ids=["-".join(pair) for pair in FILES])
+def test_every_data_set_is_read_in_its_own_files(name: str, task: str, tmp_path: Path) -> None:
+    """Training reads it in an order of its own, the others as it lies; batches are what the model takes."""
+    splits = in_files(tmp_path, name, task)
+    assert isinstance(splits.train, Shuffled)
+    assert not isinstance(splits.validation, Shuffled)
+    assert isinstance(splits.task, KINDS[task])
+    for split in (splits.train, splits.validation, splits.test):
+        assert len(split) >= 4
+        batch = split.batch(0, 4)
+        assert batch.samples == 4
+        assert batch.images.shape[1:] == (3, 96, 96)
+        assert int(batch.text.max()) < len(VOCABULARY)
+    epoch = {splits.train.batch(start, 1).ids[0] for start in range(len(splits.train))}
+    assert len(epoch) == len(splits.train)
+
+
+def test_the_seed_orders_the_training_split(tmp_path: Path) -> None:
+    """Another seed, another order; the same one, the same."""
+    ids = []
+    for seed in (0, 0, 1):
+        splits = in_files(tmp_path, "coco", "caption", f"data.seed={seed}", count=8)
+        ids.append(splits.train.batch(0, len(splits.train)).ids)
+    assert ids[0] == ids[1]
+    assert ids[0] != ids[2]
+    assert set(ids[0]) == set(ids[2])
+
+
+def test_data_of_ones_own_are_read_by_their_columns(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    written = write_samples("coco", "caption", tmp_path / "data", 2)
+    images = sorted(path for path in Path(written["images"]).rglob("*") if path.suffix in (".png", ".jpg"))[:2]
+    folder.mkdir()
+    lines = [json.dumps({"picture": str(path), "says": "a red circle"}) for path in images]
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = {"name": "custom", "source": str(folder), "columns": {"image": "picture", "captions": "says"}}
+    splits = open_splits(
+        tiny(tmp_path, DENSE, "model={family: blip, checkpoint: x}", "task=caption", f"data={json.dumps(data)}"),
+        processor("caption"),
+    )
+    assert isinstance(splits.train, Shuffled)
+    batch = splits.test.batch(0, 2)
+    assert batch.references == (("a red circle",), ("a red circle",))
+
+
+def test_missing_files_are_found_when_the_splits_are_opened(tmp_path: Path) -> None:
+    data = f"data={{name: coco, annotations: nowhere.json, images: {tmp_path}}}"
+    splits = open_splits(
+        tiny(tmp_path, DENSE, "model={family: blip, checkpoint: x}", "task=caption", data), processor("caption")
+    )
+    with pytest.raises(SourceError, match=r"nowhere\.json"):
+        splits.open()
+
+
+def test_only_questions_may_lie_in_several_files(tmp_path: Path) -> None:
+    data = "data={name: nlvr2, annotations: {train: [a, b], validation: c, test: d}, images: i}"
+    splits = open_splits(tiny(tmp_path, DENSE, "model={family: blip, checkpoint: x}", data), processor("nlvr2"))
+    with pytest.raises(SourceError) as caught:
+        splits.train  # noqa: B018
+    assert str(caught.value) == "data.annotations.train: nlvr2 reads one file for each split; name one"
+
+
+# Tasks -------------------------------------------------------------------------------------------------------
+
+
+def test_every_data_set_has_its_own_metric(tmp_path: Path) -> None:
+    """shapes counts right answers, published data are scored as their authors do."""
+    found: dict[tuple[str, str], Any] = {("shapes", task): opened(tmp_path, task).task for task in KINDS}
+    for name, task in (("nlvr2", "nlvr2"), ("vqav2", "vqa"), ("coco", "caption"), ("flickr30k", "retrieval")):
+        (tmp_path / name).mkdir()
+        found[name, task] = in_files(tmp_path / name, name, task).task
+    assert found["shapes", "nlvr2"].metric is accuracy
+    assert found["nlvr2", "nlvr2"].metric is nlvr2_scores
+    assert found["vqav2", "vqa"].metric is vqa_accuracy
+    assert found["flickr30k", "retrieval"].metric is recalls
+    scores = {key: task.score for key, task in found.items()}
+    assert scores == {
+        **{("shapes", "nlvr2"): "accuracy", ("shapes", "vqa"): "accuracy", ("shapes", "caption"): "accuracy"},
+        **{("shapes", "retrieval"): "mean", ("flickr30k", "retrieval"): "mean", ("nlvr2", "nlvr2"): "accuracy"},
+        **{("vqav2", "vqa"): "accuracy", ("coco", "caption"): "cider_javafree"},
+    }
+
+
+def test_pixels_are_normalised_as_the_checkpoint_wants_them(tmp_path: Path) -> None:
+    plain = processor("nlvr2")
+    own = Processor(image_processor("blip", 96, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6]), plain.tokenizer)
+    recipe = tiny(tmp_path, DENSE)
+    normalise = open_splits(recipe, own).task.normalise
+    assert (normalise.mean, normalise.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert open_splits(recipe, plain).task.normalise.mean == IMAGE_MEAN
+
+
+def answering(splits: Splits) -> Any:
+    task: Any = splits.task
+    return task.answering
+
+
+def test_answers_are_ranked_among_the_list_that_the_recipe_names(tmp_path: Path) -> None:
+    """All there are of generated data, a file, or those of the training split; ids open with [DEC]."""
+    generated = answering(opened(tmp_path, "vqa", "inference.k_test=7"))
+    assert (generated.by, generated.candidates, generated.k) == ("rank", answer_list(), 7)
+    words = processor("vqa")
+    assert generated.candidate_ids == tuple(tuple(words.answer(answer)) for answer in answer_list())
+
+    path = tmp_path / "answers.json"
+    path.write_text('["red", "two"]', encoding="utf-8")
+    assert answering(opened(tmp_path, "vqa", f"inference.answer_list={path}")).candidates == ("red", "two")
+
+    splits = in_files(tmp_path, "vqav2", "vqa", "training.label_smoothing=0.1")
+    given = {answer for found in splits.train.batch(0, len(splits.train)).references for answer in found}
+    assert set(answering(splits).candidates) <= given
+    assert answering(splits).candidates
+    task: Any = splits.task
+    assert task.label_smoothing == 0.1
+
+
+def test_answers_are_written_where_the_recipe_says(tmp_path: Path) -> None:
+    """Without a list, even one that is not there."""
+    how = answering(
+        opened(tmp_path, "vqa", "inference={answers: generate, beams: 5, max_length: 9, answer_list: nowhere}")
+    )
+    assert (how.by, how.candidates, how.beams, how.max_length) == ("generate", (), 5, 9)
+    assert how.decode(processor("vqa").answer("two red")) == "two red"
+
+
+def test_captions_open_with_the_prompt_and_are_read_without_it(tmp_path: Path) -> None:
+    """Those of generated data have none."""
+    words = processor("caption")
+    plain: Any = opened(tmp_path, "caption").task
+    assert plain.writing.prompt == tuple(words.answer("")[:1])
+    changes = "inference={prompt: there are, beams: 1, min_length: 2, max_length: 8}"
+    splits = in_files(tmp_path, "coco", "caption", changes)
+    task: Any = splits.task
+    assert task.writing.prompt == tuple(words.answer("there are")[:-1])
+    assert (task.writing.beams, task.writing.min_length, task.writing.max_length) == (1, 2, 8)
+    assert task.writing.decode(words.answer("there are two red circles")) == "two red circles"
+    assert task.writing.decode(words.answer("two red circles")) == "two red circles"
+    batch: Any = splits.train.batch(0, 3)
+    assert batch.prompt_length == 3
+    opening = torch.tensor(task.writing.prompt)
+    assert all(text[:3].equal(opening) for text in batch.text.split(batch.text_lengths))
+
+
+def test_galleries_are_ranked_again_as_deep_as_the_recipe_says(tmp_path: Path) -> None:
+    task: Any = opened(tmp_path, "retrieval", "inference.k_test=16").task
+    assert task.k == 16
