@@ -9,6 +9,7 @@ import pytest
 
 from madtp_cli.cli import app
 from madtp_cli.recipe import load_recipe, shipped_recipes
+from tests.tiny_published import check_accepted
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +30,16 @@ def test_every_command_it_names_exists() -> None:
     named = set(re.findall(r"`madtp ([a-z]+)", README))
     assert named
     assert named <= names
+
+
+def test_every_command_it_names_is_accepted() -> None:
+    """In blocks and in text: options and recipes exist too."""
+    commands = re.findall(r"^(?:pip .* && )?(madtp .+)$", README, re.M)
+    commands += re.findall(r"`(madtp [^`]+)`", re.sub(r"```.*?```", "", README, flags=re.S))
+    assert len(commands) >= 8
+    for command in commands:
+        if not command.endswith(" --checkpoint"):  # a mention, with nothing to start from
+            check_accepted(" ".join(command.split()))
 
 
 def test_every_shipped_recipe_is_listed() -> None:

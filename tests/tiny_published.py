@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typer.testing import CliRunner
 from madtp_cli.cli import app
 from madtp_cli.engine import build, smoke
 from madtp_cli.models.configs import default_config
+from madtp_cli.recipe import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = sorted([*(ROOT / "recipes").glob("blip_*.yaml"), *(ROOT / "recipes").glob("clip_*.yaml")])
 WIDTH = 32
+# What a user fills in where a page says it in capitals, as in `madtp profile CHECKPOINT`.
+BLANKS = {"R": "blip_nlvr2", "CHECKPOINT": "builtin:shapes_nlvr", "NAME": "quickstart", "FILE": "quickstart"}
 
 
 def shrunk(family: str, task: str, overrides: Any = None, image_size: int | None = None) -> Any:
@@ -57,6 +61,16 @@ def typed(command: str, *more: str) -> Any:
     program, *arguments = shlex.split(command)
     assert program == "madtp", command
     return CliRunner().invoke(app, [*arguments, *more])
+
+
+def check_accepted(command: str) -> None:
+    """Expect a command of a page to be one: its name, its options and the recipes it names exist."""
+    filled = " ".join(BLANKS.get(word, word) for word in command.split())
+    result = typed(filled, "--help")
+    assert result.exit_code == 0, result.stderr
+    names = {path.stem for path in shipped_recipes()}
+    for recipe in re.findall(r"--recipe (?:recipes/)?([\w.-]+)", filled):
+        assert recipe.removesuffix(".yaml") in {*names, "mine"}, recipe
 
 
 def write_tokenizer(folder: Path, *words: str) -> Path:
