@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from madtp_cli.data.batch import PairBatch
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.evaluate import Evaluation, batches, evaluate, measure_reduction, mixed
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.errors import SourceError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.models.spec import PruningSpec
@@ -177,6 +179,41 @@ def test_bf16_is_near_fp32(model: PrunedModel) -> None:
     ]
     assert 0 < max(differences) < 0.2
     assert other.cost.reduction == pytest.approx(one.cost.reduction, abs=0.05)
+
+
+# Samples that cannot be read ---------------------------------------------------------------------------------
+
+
+class Gaps(ShapesPairs):
+    """A split whose images are broken in some samples, which are left out of every batch."""
+
+    def __init__(self, broken: range) -> None:
+        super().__init__("test", 40)
+        self.gaps = broken
+
+    def batch(self, start: int, size: int) -> PairBatch:
+        """Return what is left; nothing of a batch that is broken as a whole."""
+        batch = super().batch(start, size)
+        if start in self.gaps and start + size - 1 in self.gaps:
+            return replace(batch, text=batch.text[:0], text_lengths=[], labels=batch.labels[:0], ids=(), groups=())
+        return batch
+
+
+def test_a_batch_of_nothing_is_passed_over(model: PrunedModel) -> None:
+    """The second of five batches is broken: 32 samples are measured, as without it."""
+    data = Gaps(range(8, 16))
+    measured = evaluate(model, TASK, data, batch_size=8)
+    assert measured.samples == 32
+    macs = found(model).cost.macs
+    assert measured.cost.macs == macs[:8] + macs[16:]
+    assert 0 < measure_reduction(model, TASK, data, batch_size=8, limit=16, strength=0.5) < 1
+
+
+def test_a_split_of_nothing_is_refused(model: PrunedModel) -> None:
+    with pytest.raises(
+        SourceError, match=r"no sample could be read: every image is missing or broken; see data\.max_b"
+    ):
+        evaluate(model, TASK, Gaps(range(40)), batch_size=8)
 
 
 # The reduction of a strength ---------------------------------------------------------------------------------

@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import BertTokenizer, CLIPTokenizer
 
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import PairSample, ShapesPairs
+from madtp_cli.data.shapes_single import ShapesCaptions, ShapesQuestions, ShapesRetrieval
 from madtp_cli.engine.tasks.base import IMAGE_MEAN, IMAGE_STD, Normalisation
 from madtp_cli.errors import SourceError
-from madtp_cli.models.processor import FILES, Processor
+from madtp_cli.models.processor import FILES, PUBLISHED, Processor, image_processor
 from tests.tiny_runs import names
 
 DATA = ShapesPairs("test", 64)
@@ -137,3 +140,158 @@ def test_it_needs_nothing_but_its_files(folder: Path, tmp_path_factory: pytest.T
         shutil.copy(folder / name, moved / name)
     text = Processor.from_folder(moved)(images_of([DATA.sample(0)]), ["there is a red circle"])["text"]
     assert text.tolist() == words("[ENC]", "there", "is", "a", "red", "circle", "[SEP]")
+
+
+# The other tasks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "data"),
+    [
+        ("blip", "vqa", ShapesQuestions),
+        ("blip", "caption", ShapesCaptions),
+        ("blip", "retrieval", ShapesRetrieval),
+        ("clip", "retrieval", ShapesRetrieval),
+    ],
+)
+def test_every_task_gets_what_its_training_reads(family: str, task: str, data: Any) -> None:
+    """Ids, lengths, images and which image a text is about, for samples that a user hands in one by one."""
+    split = data("test", 12)
+    batch = split.batch(0, 12)
+    samples = [split.sample(row) for row in range(12)]
+    texts = [sample.question if task == "vqa" else sample.captions[0] for sample in samples]
+    processor = Processor.from_words(VOCABULARY, 96, family=family, task=task)
+    arguments = processor([Image.fromarray(sample.image) for sample in samples], texts)
+    assert arguments["text"].equal(batch.text)
+    assert arguments["text_lengths"] == batch.text_lengths
+    assert arguments["image_index"] == list(range(12))
+    expected = Normalisation(processor.mean, processor.std)(batch.images, torch.device("cpu"))[batch.image_index]
+    torch.testing.assert_close(arguments["images"], expected, atol=1e-5, rtol=0)
+    for sample, row in zip(samples, batch.image_index.tolist(), strict=True):
+        prepared = processor.image(Image.fromarray(sample.image))
+        assert torch.from_numpy(prepared).permute(2, 0, 1).equal(batch.images[row])
+
+
+def test_every_image_needs_one_text() -> None:
+    processor = Processor.from_words(VOCABULARY, 96, task="vqa")
+    with pytest.raises(ValueError, match="got 2 images for 1 texts; give one for each"):
+        processor([Image.new("RGB", (96, 96))] * 2, ["how many"])
+
+
+@pytest.mark.parametrize(
+    ("task", "first"), [("nlvr2", "[ENC]"), ("vqa", "[ENC]"), ("caption", "[DEC]"), ("retrieval", "[CLS]")]
+)
+def test_a_text_opens_as_its_task_reads_it(task: str, first: str) -> None:
+    """And is cut to what the model takes, its end kept."""
+    processor = Processor.from_words(VOCABULARY, 96, task=task, longest=5)
+    assert processor.words("two red") == words(first, "two", "red", "[SEP]")
+    assert processor.words("two red circles and one") == words(first, "two", "red", "circles", "[SEP]")
+
+
+def test_a_decoder_writes_answers_and_prompts() -> None:
+    processor = Processor.from_words(VOCABULARY, 96, task="caption")
+    assert processor.answer("two red") == words("[DEC]", "two", "red", "[SEP]")
+    assert processor.prompt("there are") == words("[DEC]", "there", "are")
+    assert (processor.prompt_length("there are"), processor.prompt_length("")) == (3, 1)
+    assert processor.decode(words("two", "red", "[SEP]", "[PAD]")) == "two red"
+    assert processor.decode(processor.answer("there are two"), "there are") == "two"
+    assert processor.decode(processor.answer("two there are"), "there are") == "two there are"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
+@pytest.mark.parametrize("family", ["blip", "clip"])
+def test_one_image_of_any_size_and_mode(family: str, mode: str) -> None:
+    """A plain grey, to uint8 [32, 32, 3]."""
+    grey = Image.new("RGB", (70, 50), (128, 128, 128))
+    grey = grey.quantize() if mode == "P" else grey.convert(mode)
+    found = Processor.from_words(VOCABULARY, 32, family=family, task="retrieval").image(grey)
+    assert (found.shape, found.dtype) == ((32, 32, 3), np.uint8)
+    assert abs(found.astype(int) - 128).max() <= 1
+
+
+def test_blip_squeezes_an_image_and_clip_cuts_its_middle_out() -> None:
+    """Three stripes side by side, each a square: BLIP sees all of them, CLIP the middle one."""
+    stripes = np.zeros((30, 90, 3), dtype=np.uint8)
+    stripes[:, :30, 0] = stripes[:, 30:60, 1] = stripes[:, 60:, 2] = 255
+    blip, clip = (
+        Processor.from_words(VOCABULARY, 30, family=family, task="retrieval").image(Image.fromarray(stripes))
+        for family in ("blip", "clip")
+    )
+    assert [blip[15, column].argmax() for column in (3, 15, 27)] == [0, 1, 2]
+    assert (clip[:, :, 1] == 255).all()
+    assert not clip[:, :, [0, 2]].any()
+
+
+# Checkpoints of others ---------------------------------------------------------------------------------------
+
+
+def test_what_lies_beside_the_weights_is_used_at_the_size_asked_for(folder: Path) -> None:
+    """Own mean and deviation stay, the size is the model's; without any, those of BLIP's pretraining."""
+    image_processor("blip", 96, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    other = Processor.from_folder(folder, image_size=48)
+    assert (other.mean, other.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert other.image(Image.new("RGB", (96, 96))).shape == (48, 48, 3)
+    (folder / "preprocessor_config.json").unlink()
+    assert Processor.from_folder(folder, image_size=48).mean == pytest.approx(IMAGE_MEAN)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_that_madtp_wrote_must_be_whole(name: str, folder: Path) -> None:
+    """Even where a published tokenizer or the usual pixels could stand in."""
+    (folder / "config.json").write_text('{"madtp": {}}', encoding="utf-8")
+    assert Processor.from_folder(folder, image_size=96).words("red") == words("[ENC]", "red", "[SEP]")
+    (folder / name).unlink()
+    with pytest.raises(SourceError) as caught:
+        Processor.from_folder(folder, image_size=96)
+    assert str(caught.value) == f"{folder / name}: no such file; the checkpoint folder is incomplete"
+
+
+def test_another_tokenizer_may_be_named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """BLIP's two tokens are added to one that lacks them, at the end."""
+    other = tmp_path_factory.mktemp("words")
+    plain = [word for word in VOCABULARY if word not in ("[DEC]", "[ENC]")]
+    BertTokenizer(vocab={word: row for row, word in enumerate(plain)}).save_pretrained(other)
+    found = Processor.from_folder(folder, task="vqa", image_size=96, tokenizer=str(other))
+    assert found.words("red") == [len(plain) + 1, plain.index("red"), plain.index("[SEP]")]
+    assert found.answer("red") == [len(plain), plain.index("red"), plain.index("[SEP]")]
+
+
+def test_clips_own_tokenizer(tmp_path: Path) -> None:
+    """Texts open with its start token, end with its EOT, also where they are cut; nothing is added to it."""
+    letters = ["<|startoftext|>", "<|endoftext|>", "a</w>", "r", "e", "d</w>", "re", "red</w>"]
+    vocabulary = {word: row for row, word in enumerate(letters)}
+    CLIPTokenizer(vocab=vocabulary, merges=[("r", "e"), ("re", "d</w>")]).save_pretrained(tmp_path)
+    found = Processor.from_folder(tmp_path, family="clip", task="retrieval", image_size=32, longest=4)
+    assert found.words("A Red") == [0, 2, 7, 1]
+    assert found.words("a red a red") == [0, 2, 7, 1]
+    assert len(found.tokenizer.get_vocab()) == len(letters)
+
+
+@pytest.mark.parametrize(("family", "name"), sorted(PUBLISHED.items()))
+def test_without_a_network_it_says_what_to_fetch(
+    family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of weights brings no tokenizer; the published one is looked for in the cache, then on the hub."""
+    asked: list[tuple[str, bool]] = []
+
+    def offline(repository: str, *, local_files_only: bool, **options: Any) -> str:
+        asked.append((repository, local_files_only))
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(SourceError) as caught:
+        Processor.from_folder(tmp_path, family=family, image_size=32)
+    assert asked == [(name, True), (name, False)]
+    assert caught.value.exit_code == 4
+    message = str(caught.value)
+    assert message.startswith(f"{name}: this tokenizer is neither a folder here nor in the cache")
+    assert f"hf download {name} " in message
+    assert "--set model.tokenizer=FOLDER" in message
+
+
+def test_a_published_tokenizer_is_taken_from_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder))
+    found = Processor.from_folder(None, task="vqa", image_size=32)
+    assert found.words("red") == words("[ENC]", "red", "[SEP]")
