@@ -76,12 +76,16 @@ def fresh_model(recipe: Recipe) -> PrunedModel:
 
 
 def fresh_config(recipe: Recipe) -> Any:
-    """Describe the recipe's architecture."""
+    """Describe the recipe's architecture; raises RecipeError if its patches do not fill an image."""
     assert recipe.model.architecture is not None
     known = facts(recipe.data.name)
+    patch, side = recipe.model.architecture.patch_size, recipe.data.image_size or known.image_size or 0
+    if side % patch:
+        where = recipe.where("model.architecture.patch_size")
+        raise RecipeError(f"{where}: images of {side} pixels are not a multiple of patch_size {patch}")
     words = {word: number for number, word in enumerate(known.vocabulary)}
     shape: dict[str, Any] = recipe.model.architecture.model_dump()
-    shared: dict[str, Any] = {"image_size": recipe.data.image_size or known.image_size or 0, "vocab_size": len(words)}
+    shared: dict[str, Any] = {"image_size": side, "vocab_size": len(words)}
     projection = shape.pop("projection")
     if recipe.model.family == "clip":
         shape.pop("merge_from")

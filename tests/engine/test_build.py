@@ -13,8 +13,9 @@ from madtp_cli.engine import build
 from madtp_cli.engine.losses import LossWeights
 from madtp_cli.errors import RecipeError, SourceError, UsageError
 from madtp_cli.models.blip import small_config
-from madtp_cli.models.checkpoints import open_checkpoint, save_weights
+from madtp_cli.models.checkpoints import MODELS, open_checkpoint, save_weights
 from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.retrieval import BlipForRetrieval
 from madtp_cli.models.spec import PruningSpec
 from tests.tiny_runs import DENSE, PRUNE, same, tiny
 
@@ -35,6 +36,74 @@ def test_a_fresh_model_is_made_of_the_architecture_and_the_seed(tmp_path: Path) 
     assert (text.num_hidden_layers, text.hidden_size, text.vocab_size) == (2, 32, len(VOCABULARY))
     assert first.plan is None
     assert first.alignment is None
+
+
+def test_patches_that_do_not_fill_an_image_are_refused(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, DENSE, "model.architecture.patch_size=7")
+    with pytest.raises(RecipeError) as caught:
+        build.fresh_model(recipe)
+    assert str(caught.value) == (
+        "--set model.architecture.patch_size=7: images of 96 pixels are not a multiple of patch_size 7"
+    )
+
+
+@pytest.mark.parametrize(("family", "task"), sorted(MODELS))
+def test_a_fresh_model_of_every_task(family: str, task: str, tmp_path: Path) -> None:
+    """Of the architecture, the generated data's words and their special ids; its processor reads the same words."""
+    changes = [f"model.family={family}", f"task={task}", "model.architecture.projection=10"]
+    recipe = tiny(tmp_path, DENSE, *changes)
+    model = build.fresh_model(recipe)
+    assert isinstance(model, MODELS[family, task])
+    vision, text = model.config.vision_config, model.config.text_config
+    assert (vision.num_hidden_layers, vision.hidden_size, vision.patch_size, vision.image_size) == (3, 32, 16, 96)
+    assert (text.num_hidden_layers, text.hidden_size, text.vocab_size) == (2, 32, len(VOCABULARY))
+    words = list(VOCABULARY)
+    if family == "clip":
+        assert (text.eos_token_id, model.config.projection_dim) == (words.index("[SEP]"), 10)
+    else:
+        ids = (text.bos_token_id, text.enc_token_id, text.sep_token_id, text.pad_token_id)
+        assert ids == tuple(words.index(f"[{name}]") for name in ("DEC", "ENC", "SEP", "PAD"))
+        assert model.config.image_text_hidden_size == 10
+    processor = build.fresh_processor(recipe)
+    assert (processor.family, processor.task) == (family, task)
+    assert processor.words("red")[1:] == [words.index("red"), words.index("[SEP]")]
+
+
+def test_a_fresh_model_may_take_the_vision_tower_of_another(dense: Path, tmp_path: Path) -> None:
+    """Its tensors bit by bit, the rest from the seed; a tower of other sizes is refused."""
+    changes = ["task=vqa", f"model.vision_from={dense}"]
+    taken, own = (
+        build.fresh_model(tiny(tmp_path, DENSE, *changes)),
+        build.fresh_model(tiny(tmp_path, DENSE, "task=vqa")),
+    )
+    source = open_checkpoint(str(dense)).state
+    for key, value in taken.state_dict().items():
+        assert value.equal(source[key] if key.startswith("vision_model.") else own.state_dict()[key])
+    other = tiny(tmp_path, DENSE, *changes, "model.architecture.vision_layers=2")
+    with pytest.raises(SourceError) as caught:
+        build.fresh_model(other)
+    message = (
+        f"{dense}: its vision tower is not that of model.architecture: 12 tensors differ, the first is vision_model."
+    )
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith("; give the architecture the same vision settings")
+
+
+def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path) -> None:
+    config = small_config(image_size=96, vocab_size=61, vision_layers=1, text_layers=1, patch_size=16)
+    save_weights(tmp_path, BlipForRetrieval(config), PruningSpec(), "retrieval", {})
+    recipe = tiny(tmp_path, PRUNE, "model.family=clip", "task=retrieval", checkpoint=tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        build.starting_checkpoint(recipe)
+    assert str(caught.value) == (
+        f"--set model.family=clip: model.family is clip, but {tmp_path} is a checkpoint of blip; set it to blip"
+    )
+
+
+def test_a_tower_that_cannot_prune_is_left_out_of_the_spec(tmp_path: Path) -> None:
+    """A caption's decoder."""
+    spec = build.pruning_spec(tiny(tmp_path, PRUNE, "task=caption"), CONFIG)
+    assert spec.layers == {"vision": (0, 1, 2)}
 
 
 @pytest.mark.parametrize(("words", "size"), [(len(VOCABULARY) - 1, 96), (len(VOCABULARY), 32)])
