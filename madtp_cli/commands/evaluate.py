@@ -16,6 +16,7 @@ from madtp_cli.recipe import load_recipe
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or builtin:NAME.")],
     recipe: options.RecipeChoice = None,
+    settings: options.Settings = None,
     split: Annotated[Literal["val", "test"], typer.Option(help="Split to read.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first N samples.")] = None,
     batch_size: options.BatchSize = None,
@@ -32,18 +33,20 @@ def evaluate(
 ) -> None:
     """Measure how good a checkpoint is, and what its samples cost.
 
-    Reads the data of the checkpoint's own recipe unless another one is given.
+    Reads the data of the checkpoint's own recipe unless another one is given; --set changes either.
     """
     level = options.verbosity(verbose, quiet)
     if predictions is not None and not predictions.parent.is_dir():
         raise UsageError(f"--predictions {predictions}: there is no folder {predictions.parent}; make it first")
-    loaded = None if recipe is None else load_recipe(recipe)
+    changes = options.recipe_changes(settings)
+    loaded = None if recipe is None else load_recipe(recipe, changes)
     with open_console(json_output, level) as console:
         from madtp_cli.engine.evaluate_checkpoint import evaluate_checkpoint
 
         result = evaluate_checkpoint(
             checkpoint,
             recipe=loaded,
+            changes=changes,
             split=split,
             limit=limit,
             batch_size=batch_size,

@@ -45,6 +45,7 @@ FailIf = Annotated[
 def profile(
     checkpoint: Model = None,
     recipe: options.RecipeChoice = None,
+    settings: options.Settings = None,
     random_init: RandomInit = False,
     baseline: Baseline = None,
     counter: Counter = "analytic",
@@ -71,10 +72,12 @@ def profile(
         raise UsageError("profile needs exactly one of CHECKPOINT and --recipe FILE")
     if random_init and recipe is None:
         raise UsageError("--random-init needs --recipe FILE: a checkpoint has its weights")
+    if settings and recipe is None:
+        raise UsageError("--set needs --recipe FILE: a checkpoint is profiled as it is")
     conditions = thresholds.parse_all(fail_if or (), latency=latency)
     if convention == "published" and any("latency" in condition.name for condition in conditions):
         raise UsageError("--convention published measures no time; test the latency in a run without it")
-    loaded = None if recipe is None else load_recipe(recipe)
+    loaded = None if recipe is None else load_recipe(recipe, options.recipe_changes(settings))
     with open_console(json_output, level) as console:
         from madtp_cli.engine.profile import profile_checkpoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from madtp_cli.engine.evaluate import BATCH, evaluate
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.recipe import Recipe, load_recipe
+from madtp_cli.recipe_yaml import Override
 
 
 def evaluate_checkpoint(
@@ -29,13 +31,14 @@ def evaluate_checkpoint(
     seed: int | None,
     console: Console,
     verbosity: int,
+    changes: Sequence[str | Override] = (),
 ) -> results.EvaluateResult:
-    """Evaluate a checkpoint on the data of its own recipe, or of another one."""
+    """Evaluate a checkpoint on the data of its own recipe, with changes to it, or of another one."""
     where = build.choose_device(device)
     if predictions is not None:
         _check_writable(predictions)
     opened = open_checkpoint(checkpoint) if recipe is None else build.open_for(checkpoint, recipe)
-    recipe = recipe or own_recipe(opened)
+    recipe = recipe or own_recipe(opened, changes)
     if opened.task != recipe.task:
         raise SourceError(
             f"{checkpoint}: is for {opened.task}, but {recipe.name} is for {recipe.task}; name a recipe for it"
@@ -84,9 +87,9 @@ def _check_writable(path: Path) -> None:
         raise UsageError(f"--predictions {path}: cannot be written; name another file")
 
 
-def own_recipe(checkpoint: Checkpoint) -> Recipe:
+def own_recipe(checkpoint: Checkpoint, changes: Sequence[str | Override] = ()) -> Recipe:
     """Read the recipe that lies in a checkpoint folder; raises SourceError if there is none."""
     path = checkpoint.folder / "recipe.yaml"
     if not path.is_file():
         raise SourceError(f"{path}: no such file, so the checkpoint's data are unknown; name them with --recipe")
-    return load_recipe(path)
+    return load_recipe(path, changes)

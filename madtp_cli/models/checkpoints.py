@@ -342,11 +342,11 @@ def _tie(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> list[str]:
 def export_state(source: nn.Module | Checkpoint, layout: Layout) -> dict[str, Tensor]:
     """Write a model's or checkpoint's tensors back under HF's, Salesforce's or OpenAI's names.
 
-    Salesforce's also get the tied copies and position ids that its code expects. Raises SourceError for tensors that
-    the layout has no place for.
+    Salesforce's also get the tied copies and position ids that its code expects; HF's leave the copies out. No two
+    tensors share memory. Raises SourceError for tensors that the layout has no place for.
     """
     state = source.state if isinstance(source, Checkpoint) else source.state_dict()
-    exported = layouts.from_hf(state, {}, layout)
+    exported = layouts.from_hf({key: value for key, value in state.items() if key not in TIED}, {}, layout)
     return layouts.with_constants(exported) if layout == "salesforce" else exported
 
 

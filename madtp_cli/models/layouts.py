@@ -183,7 +183,7 @@ def with_constants(state: State) -> dict[str, Tensor]:
     full = dict(state)
     for copy, original in TIED.items():
         if original in full:
-            full.setdefault(copy, full[original])
+            full.setdefault(copy, full[original].clone())
     for key, value in state.items():
         if key.endswith(".embeddings.position_embeddings.weight"):
             full.setdefault(key.replace("position_embeddings.weight", "position_ids"), torch.arange(len(value))[None])
