@@ -175,7 +175,7 @@ def test_a_shipped_recipe_is_found_by_name() -> None:
     [
         ("quikstart", "did you mean quickstart?"),
         ("shapes_nlvr", "did you mean shapes_nlvr_p80 or "),
-        ("shapes", f"did you mean {' or '.join(name for name in SHIPPED if name.startswith('shapes'))}?"),
+        ("blip", f"did you mean {' or '.join(name for name in SHIPPED if name.startswith('blip'))}?"),
         ("zzz", f"there are: {', '.join(SHIPPED)}"),
     ],
 )

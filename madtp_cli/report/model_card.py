@@ -60,7 +60,15 @@ def _front_matter(result: PruneResult, license: str | None) -> Iterator[str]:
     lines = ["---"]
     if license is not None:
         lines.append(f"license: {license}")
-    lines += ["language: en", "library_name: madtp", "metrics:", f"- {_metric(result)}", "tags:", "- madtp", "- vision-language"]
+    lines += [
+        "language: en",
+        "library_name: madtp",
+        "metrics:",
+        f"- {_metric(result)}",
+        "tags:",
+        "- madtp",
+        "- vision-language",
+    ]
     if is_pruned(result):
         lines.append("- token-pruning")
     yield "\n".join([*lines, "---"])

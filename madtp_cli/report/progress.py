@@ -332,7 +332,9 @@ def _validation_parts(metrics: Mapping[str, float], before: Mapping[str, float])
     for name, value in metrics.items():
         if "/" in name:
             continue
-        gained = f" ({wording.metric_change(name, before[name], value)})" if name != "reduction" and name in before else ""
+        gained = (
+            f" ({wording.metric_change(name, before[name], value)})" if name != "reduction" and name in before else ""
+        )
         yield f"{name} {wording.metric(name, value)}{gained}"
 
 
