@@ -164,7 +164,7 @@ def _caption(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
     prompt = "" if shaped else how.prompt
     writing = Writing(
         prompt=tuple(processor.prompt(prompt)),
-        decode=partial(processor.decode, prompt=prompt),
+        decode=processor.decode,
         beams=how.beams,
         min_length=how.min_length,
         max_length=how.max_length,

@@ -78,8 +78,7 @@ def evaluate(
             scorer.add(batch, output)
             if records:
                 lines += _records(batch, output, cost)
-        if not tally.macs:
-            raise SourceError("no sample could be read: every image is missing or broken; see data.max_broken")
+        _check_any(tally)
         scores = scorer.scores()
     for line, prediction, logits in zip(lines, scores.predictions, scores.logits, strict=True) if records else ():
         line.update(prediction=prediction, logits=logits)
@@ -103,7 +102,13 @@ def measure_reduction(
     finally:
         model.strength = before
         model.train(was_training)
+    _check_any(tally)
     return tally.reduction
+
+
+def _check_any(tally: Tally) -> None:
+    if not tally.macs:
+        raise SourceError("no sample could be read: every image is missing or broken; see data.max_broken")
 
 
 def _records(batch: Batch, output: Output, cost: Sequence[int]) -> Iterator[dict[str, Any]]:

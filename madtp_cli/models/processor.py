@@ -6,7 +6,6 @@ two cannot differ.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 DECODE, ENCODE = "[DEC]", "[ENC]"
 IMAGES = "preprocessor_config.json"
+MERGED = "processor_config.json"  # where transformers 5 puts the same
 FILES = (IMAGES, "tokenizer.json", "tokenizer_config.json")
 # What tells that a folder has a tokenizer, whichever kind it is.
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -80,7 +80,7 @@ class Processor:
                     raise SourceError(f"{folder / name}: no such file; the checkpoint folder is incomplete")
         own = folder is not None and any((folder / name).is_file() for name in _TOKENIZERS)
         words = _tokenizer(str(folder) if own and tokenizer is None else tokenizer or PUBLISHED[family], family)
-        if folder is not None and (folder / IMAGES).is_file():
+        if folder is not None and any((folder / name).is_file() for name in (IMAGES, MERGED)):
             images = _read(lambda: _image_class(family).from_pretrained(folder, local_files_only=True), str(folder))
             if image_size is not None:
                 images = image_processor(family, image_size, mean=images.image_mean, std=images.image_std)
@@ -128,10 +128,9 @@ class Processor:
         """Return how many tokens [DEC] and a caption's prompt are."""
         return len(self.prompt(prompt))
 
-    def decode(self, ids: Sequence[int], prompt: str = "") -> str:
-        """Return the words of what a decoder wrote, without special tokens and without the prompt."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return " ".join(re.sub(rf"^\s*{re.escape(prompt.strip())}", "", text).split())
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the words of what a decoder wrote after its prompt, without special tokens."""
+        return " ".join(self.tokenizer.decode(list(ids), skip_special_tokens=True).split())
 
     def __call__(self, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Any]:
         """Return the model's arguments for one text per image (or pair); raises ValueError if the counts differ."""

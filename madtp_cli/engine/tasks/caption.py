@@ -20,7 +20,7 @@ Official = Callable[[Sequence[str], Sequence[tuple[str, ...]]], tuple[Mapping[st
 
 @dataclass(frozen=True)
 class Writing:
-    """How captions are written: from the ids of [DEC] and a prompt, by beam search; decode drops the prompt."""
+    """How captions are written: from the ids of [DEC] and a prompt, by beam search; decode gives the words after it."""
 
     prompt: tuple[int, ...]
     decode: Callable[[Sequence[int]], str]

@@ -117,7 +117,7 @@ class _Scorer:
         by_text = self._reranked(similarity.T, texts_first=True).T
         best = by_text.argmax(0).tolist()
         return Scores(
-            dict(self.metric(by_image.cpu(), by_text.cpu(), self.image_of_text)),
+            dict(self.metric(by_image, by_text, self.image_of_text)),
             [self.names[row] for row in best],
             [[value] for value in by_text.amax(0).tolist()],
         )
@@ -126,15 +126,15 @@ class _Scorer:
         """Put each query's k most similar partners on top, in order of similarity plus how well they match."""
         k = min(self.k, similarity.shape[1])
         if not k:
-            return similarity
+            return similarity.cpu()
         value, partner = similarity.topk(k, dim=1)  # [Q, k]
         queries = torch.arange(len(similarity)).repeat_interleave(k).tolist()
         partners = partner.flatten().tolist()
         pairs = list(zip(queries, partners, strict=True) if texts_first else zip(partners, queries, strict=True))
         matched = torch.cat([self._match(pairs[row : row + PAIRS]) for row in range(0, len(pairs), PAIRS)])
-        # Partners that are not compared keep their order below all that are.
-        ranked = similarity - 1e4
-        return ranked.scatter(1, partner, value + matched.view(-1, k).to(value))
+        # Partners that are not compared keep their order below all that are: in float64, where none tie by rounding.
+        ranked = similarity.cpu().double() - 1e4
+        return ranked.scatter(1, partner.cpu(), (value + matched.view(-1, k).to(value)).cpu().double())
 
     def _match(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
         """Return how well (text, image) pairs match, the logit of true: [P]."""
