@@ -165,7 +165,7 @@ def brute_force(k: int, data: Any, count: int) -> tuple[Tensor, Tensor]:
                 pixels = task.normalise(batch.images[image : image + 1], CPU)
                 alone, _ = model.encode_images(pixels)
                 matched[image, text] = model.match(alone, texts[text], [len(texts[text])], [(0, 0)])[0, 1]
-    by_image, by_text = similarity - 1e4, similarity - 1e4
+    by_image, by_text = similarity.double() - 1e4, similarity.double() - 1e4
     for image in range(len(similarity)):
         for text in sorted(range(count), key=lambda t: -similarity[image, t].item())[:k]:
             by_image[image, text] = similarity[image, text] + matched[image, text]
