@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import madtp_cli
 from madtp_cli import errors
 from madtp_cli.cli import app, guarded
-from madtp_cli.recipe import load_recipe
+from madtp_cli.recipe import load_recipe, shipped_recipes
 
 COMMANDS = ("prune", "finetune", "evaluate", "profile", "recipes")
-NAMES = "quickstart, shapes_nlvr_p80, shapes_pretrain"
+NAMES = ", ".join(path.stem for path in shipped_recipes())
 
 
 def run(*arguments: str) -> Any:

@@ -14,8 +14,17 @@ from madtp_cli.recipe import load_recipe, shipped_recipes
 ROOT = Path(__file__).parents[1]
 
 
-def test_three_recipes_ship() -> None:
-    assert [path.stem for path in shipped_recipes()] == ["quickstart", "shapes_nlvr_p80", "shapes_pretrain"]
+TWINS = ("caption", "clip", "retrieval", "vqa")
+RECIPES = {
+    *("blip_nlvr2", "blip_vqav2", "blip_caption_coco", "blip_retrieval_coco", "blip_retrieval_flickr30k"),
+    *("clip_retrieval_coco", "clip_retrieval_flickr30k"),
+    *("quickstart", "shapes_nlvr_p80", "shapes_pretrain"),
+    *(f"shapes_{twin}{suffix}" for twin in TWINS for suffix in ("", "_pretrain")),
+}
+
+
+def test_the_papers_seven_settings_and_their_twins_ship() -> None:
+    assert [path.stem for path in shipped_recipes()] == sorted(RECIPES)
     assert sorted(path.name for path in (ROOT / "recipes").iterdir()) == [path.name for path in shipped_recipes()]
 
 
@@ -28,6 +37,13 @@ def test_a_shipped_recipe_loads_and_opens_with_what_it_is(path: Path) -> None:
     comments = "\n".join(line for line in lines[: lines.index("version: 1")])
     for word in ("Needs:", "Does:", "Command:"):
         assert f"# {word}" in comments
+
+
+def test_built_in_checkpoints_stay_small() -> None:
+    """Oracle: 25 MB in all, and one dense model for each recipe that starts from one."""
+    folder = ROOT / "madtp_cli" / "builtin"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 25e6
+    assert {path.name for path in folder.iterdir()} == {"shapes_nlvr", *(f"shapes_{twin}" for twin in TWINS)}
 
 
 @pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
