@@ -21,6 +21,7 @@ from madtp_cli.engine.build_data import SHAPES_SPLITS
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, time_models
 from madtp_cli.engine.profile import analytic_costs, at_strength
 from madtp_cli.engine.samples import fit_samples, spread_samples
+from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.report.profile_tables import latency_table
@@ -46,7 +47,9 @@ def main() -> None:
     strengths = options.strength or ([checkpoint.spec.strength] if checkpoint.spec.strength else STRENGTHS)
     torch.manual_seed(0)
     model = checkpoint.build(spec)
-    samples = fit_samples(spread_samples(SHAPES_SPLITS[checkpoint.task]("validation", 2000), SAMPLES), model)
+    samples = fit_samples(
+        spread_samples(SHAPES_SPLITS[checkpoint.task]("validation", 2000), SAMPLES), model, Normalisation()
+    )
     costs = {strength: analytic_costs(at_strength(model, strength), samples) for strength in strengths}
     candidates = {str(strength): (at_strength(model, strength), samples) for strength in (0.0, *strengths)}
     timed = time_models(candidates, batch_sizes=BATCH_SIZES, seconds=options.seconds)

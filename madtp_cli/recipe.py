@@ -28,6 +28,7 @@ from madtp_cli.recipe_sections import (
     Version,
     refuse,
 )
+from madtp_cli.recipe_usage import unread
 from madtp_cli.recipe_yaml import KeyPath, Origin, Override, apply_overrides, dump_yaml, parse_override, parse_yaml
 
 SUFFIXES = (".yaml", ".yml")
@@ -95,7 +96,7 @@ class Recipe(Section):
         if self.task not in (known := TASKS_OF_DATA[self.data.name]):
             text = f"data.name {self.data.name} has no samples for task {self.task}; its tasks: {', '.join(known)}"
             faults.append((("data", "name"), text))
-        refuse(faults)
+        refuse(faults or unread(self))
         return self
 
     def to_yaml(self) -> str:

@@ -175,7 +175,9 @@ class SplitFiles(Section):
     """A file for each split, or several that are read as one."""
 
     train: Files = Field(description="file of the training split")
-    validation: Files = Field(description="file of the validation split, which chooses the weights")
+    validation: Files | None = Field(
+        None, description="file of the validation split, which chooses weights; null holds data.validation_share out"
+    )
     test: Files = Field(description="file of the test split, read once")
 
 
@@ -212,7 +214,13 @@ class DataSection(Section):
     annotations: Text | SplitFiles | None = Field(None, description="annotations: one file, or one for each split")
     questions: SplitFiles | None = Field(None, description="vqav2: questions of each split")
     source: Text | None = Field(None, description="custom: hub id, folder or file")
-    columns: dict[str, str] | None = Field(None, description="custom: which column holds what")
+    config: Text | None = Field(None, description="custom: configuration of a hub data set that has several")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="custom: which column holds what; by default those of the same name"
+    )
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="share of the training images held out where no validation file is named"
+    )
     splits: SplitNames = Field(SplitNames(), description="custom: names of the splits")
     streaming: bool = Field(False, description="custom: read over the network while training")
     stream_samples: SplitSizes | None = Field(
@@ -226,10 +234,18 @@ class DataSection(Section):
         needed = {
             "shapes": (),
             "vqav2": ("questions", "images"),
-            "custom": ("source", "columns"),
+            "custom": ("source",),
         }.get(self.name, ("annotations", "images"))
         missing = [key for key in needed if not getattr(self, key)]
-        refuse([((), f"data.{key} is missing; {self.name} needs it: docs/data.md") for key in missing])
+        faults: list[tuple[KeyPath, str]] = [
+            ((), f"data.{key} is missing; {self.name} needs it: docs/data.md") for key in missing
+        ]
+        if isinstance(self.annotations, str) and self.name in ("nlvr2", "nlvr_v1"):
+            text = (
+                f"data.annotations must name a file for each split (train, validation, test), got one for {self.name}"
+            )
+            faults.append((("annotations",), text))
+        refuse(faults)
         return self
 
 
@@ -242,8 +258,8 @@ class InferenceSection(Section):
         None, description="vqa: JSON list of answers to rank; null takes those of the training split"
     )
     beams: Count = Field(3, description="beams of what is written")
-    min_length: Count = Field(5, description="fewest tokens of a caption")
-    max_length: Count = Field(20, description="most tokens of a caption or answer")
+    min_length: Count | None = Field(None, description="fewest tokens written; null: 5 for captions, 1 for answers")
+    max_length: Count | None = Field(None, description="most tokens written; null: 20 for captions, 10 for answers")
     prompt: str = Field("a picture of", description="how captions open; not learned, not part of the answer")
 
 
@@ -254,6 +270,9 @@ class BudgetSection(Section):
         None, description="share of the dense model's multiply-adds that is saved"
     )
     gmacs: Positive | None = Field(None, description="1e9 multiply-adds of one sample")
+    calibration_samples: Count | None = Field(
+        None, description="validation samples that the strength is calibrated on, several times; null takes all"
+    )
     tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.01, description="how far the reached reduction may be from the target"
     )

@@ -19,7 +19,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the latency out, where a test asks for something else."""
     from madtp_cli.engine import finish
 
-    monkeypatch.setattr(finish, "compare_latency", lambda models, data, **options: {})
+    monkeypatch.setattr(finish, "compare_latency", lambda models, data, normalise, **options: {})
 
 
 @pytest.fixture(scope="session")

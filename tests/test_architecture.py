@@ -24,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("recipe", "results", "budget"),
     ("errors",),
 )
-UNITS = {"recipe_sections": "recipe", "recipe_faults": "recipe", "recipe_yaml": "recipe"}
+UNITS = {"recipe_sections": "recipe", "recipe_usage": "recipe", "recipe_faults": "recipe", "recipe_yaml": "recipe"}
 LIGHT = {"cli", "commands", "recipe", "results", "budget", "errors", "__main__", "__init__"}
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "safetensors", "PIL", "fvcore"}
 ATTICS = {"util", "utils", "helper", "helpers", "common", "misc"}

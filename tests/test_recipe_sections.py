@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from madtp_cli.recipe import TASKS_OF_DATA, load_recipe
+from madtp_cli.recipe import TASKS_OF_DATA, Recipe, load_recipe
+from madtp_cli.recipe_usage import READ_BY
 from tests import recipe_samples
 from tests.recipe_samples import GOOD, faults
 
@@ -25,6 +27,7 @@ def write(tmp_path: Path) -> Write:
 def data_of(name: str) -> str:
     """Return a whole data section, as by --set."""
     keys = {"shapes": "", "vqav2": "images: i, questions: {train: q, validation: q, test: q}"}
+    keys |= dict.fromkeys(("nlvr2", "nlvr_v1"), "images: i, annotations: {train: a, validation: b, test: c}")
     rest = {**keys, "custom": "source: s, columns: {image: picture}"}.get(name, FILES)
     return f"data={{name: {name}, {rest}}}"
 
@@ -36,7 +39,7 @@ def test_the_defaults_are_the_published_settings(write: Write) -> None:
     recipe = load_recipe(write(GOOD))
     how = recipe.inference
     assert (how.k_test, how.answers, how.answer_list) == (128, "rank", None)
-    assert (how.beams, how.min_length, how.max_length, how.prompt) == (3, 5, 20, "a picture of")
+    assert (how.beams, how.min_length, how.max_length, how.prompt) == (3, None, None, "a picture of")
     assert recipe.model.config.given() == {}
     assert (recipe.model.tokenizer, recipe.model.vision_from) == (None, None)
     assert (recipe.data.max_broken, recipe.data.streaming, recipe.training.label_smoothing) == (0, False, 0.0)
@@ -45,13 +48,13 @@ def test_the_defaults_are_the_published_settings(write: Write) -> None:
 
 def test_what_a_checkpoint_cannot_tell(write: Write) -> None:
     """Only what is set is given, as plain values."""
-    overrides = "{vision_heads: 16, activation: quick_gelu, text_layer_norm_eps: 1e-5, eos_token_id: 0}"
+    overrides = "{vision_heads: 16, activation: quick_gelu, text_layer_norm_eps: 1e-5, sep_token_id: 0}"
     recipe = load_recipe(write(GOOD), [f"model.config={overrides}", "model.tokenizer=words/bert"])
     assert recipe.model.config.given() == {
         "vision_heads": 16,
         "activation": "quick_gelu",
         "text_layer_norm_eps": 1e-5,
-        "eos_token_id": 0,
+        "sep_token_id": 0,
     }
     assert recipe.model.tokenizer == "words/bert"
 
@@ -109,8 +112,8 @@ def test_every_data_set_serves_its_tasks_and_no_others(name: str, write: Write) 
             ["data.questions is missing; vqav2 needs it: docs/data.md"],
         ),
         (
-            ["data={name: custom, source: s}"],
-            ["data.columns is missing; custom needs it: docs/data.md"],
+            ["data={name: custom}"],
+            ["data.source is missing; custom needs it: docs/data.md"],
         ),
     ],
     ids=["clip", "architecture", "vision_from", "coco", "vqav2", "custom"],
@@ -158,8 +161,8 @@ def test_a_setting_that_cannot_be(change: str, message: str, write: Write) -> No
         ("annotations: 3", ["data.annotations must be text or a section of keys, got 3 (a whole number)"]),
         ("annotations: ''", ["data.annotations must not be empty"]),
         (
-            "annotations: {train: a, test: b}",
-            ["data.annotations.validation is missing (file of the validation split, which chooses the weights)"],
+            "annotations: {validation: a, test: b}",
+            ["data.annotations.train is missing (file of the training split)"],
         ),
         (
             "annotations: {train: a, validation: b, test: c, dev: d}",
@@ -183,3 +186,49 @@ def test_files_that_cannot_be_are_told_by_their_key(files: str, messages: list[s
     """A setting of several kinds gives one fault each, of the kind that was meant."""
     change = f"data={{name: coco, images: i, {files}}}"
     assert faults(write(GOOD), "task=caption", change) == [f"--set {change}: {message}" for message in messages]
+
+
+# What nothing reads ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reader"),
+    [
+        ("inference.k_test=3", "ranked answers and BLIP's retrieval"),
+        ("inference.answers=generate", "task vqa"),
+        ("inference.prompt=a photo of", "captions of files"),
+        ("data.max_broken=1", "data sets of files"),
+        ("data.genome_images=vg", "data.name vqav2"),
+        ("data.columns={image: picture}", "data.name custom"),
+        ("training.label_smoothing=0.1", "tasks vqa and caption"),
+        ("model.config.eos_token_id=2", "family clip"),
+    ],
+)
+def test_a_setting_that_does_nothing_is_refused(change: str, reader: str, write: Write) -> None:
+    """GOOD is nlvr2 on shapes: strict means that no key is without effect."""
+    key = change.partition("=")[0]
+    told = f"--set {change}: {key} is read by {reader} only, so it does nothing here; remove it"
+    assert faults(write(GOOD), change) == [told]
+
+
+def test_a_default_spelled_out_is_no_fault(write: Write) -> None:
+    """A saved recipe has every key: what equals its default says nothing."""
+    load_recipe(write(GOOD), ["inference.k_test=128", "data.max_broken=0", "training.label_smoothing=0"])
+
+
+def test_every_key_that_is_told_exists() -> None:
+    for key in READ_BY:
+        section: Any = Recipe
+        for part in key.split("."):
+            fields = section.model_fields
+            assert part in fields, key
+            kinds = (fields[part].annotation, *get_args(fields[part].annotation))
+            section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+
+
+def test_files_that_hold_one_split_need_one_for_each(write: Write) -> None:
+    """One file for all three would be training, validation and test at once."""
+    for name in ("nlvr2", "nlvr_v1"):
+        change = f"data={{name: {name}, images: i, annotations: a}}"
+        told = f"data.annotations must name a file for each split (train, validation, test), got one for {name}"
+        assert faults(write(GOOD), change) == [f"--set {change}: {told}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,6 +33,7 @@ def run(
     smoke: bool,
 ) -> None:
     """Run a recipe and report; raises BudgetError after the report of a `prune` that missed its budget."""
+    _check_alone()
     level = verbosity(verbose, quiet)
     changes = recipe_changes(settings, checkpoint=checkpoint, output=output, precision=precision, seed=seed)
     loaded = load_recipe(recipe, changes)
@@ -65,6 +67,15 @@ def run(
         raise BudgetError(
             f"budget not reached: reduction {reached:.3f}, target {target:.3f}; "
             f"the checkpoint is kept and marked so: {result.checkpoint}"
+        )
+
+
+def _check_alone() -> None:
+    """Refuse to be one of several processes, which would write over each other; raises UsageError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: madtp trains in one process on one device so far; run it "
+            "without accelerate launch or torchrun"
         )
 
 

@@ -219,6 +219,14 @@ def auxiliary_heads(recipe: Recipe, model: PrunedModel) -> AuxiliaryHeads | None
     weights = recipe.training.auxiliary.model_dump()
     if not any(weights.values()):
         return None
+    labels = facts(recipe.data.name).labels.get(recipe.task, ())
+    for name, weight in weights.items():
+        if weight and name not in labels:
+            where = recipe.where(f"training.auxiliary.{name}")
+            raise RecipeError(
+                f"{where}: training.auxiliary.{name} needs labels, and those of {recipe.data.name} for task "
+                f"{recipe.task} are: {', '.join(labels) or 'none'}; set it to 0"
+            )
     config = model.config
     patch, labelled = config.vision_config.patch_size, facts(recipe.data.name).labelled_patch
     if weights["patches"] and (model.plan is not None or patch != labelled):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,14 @@ KARPATHY: Mapping[str, type[Any]] = {"caption": karpathy.KarpathyCaptions, "retr
 @dataclass(frozen=True)
 class DataFacts:
     """What a run has to know of a data set: the words and image side a model from scratch is made for, the side of the
-    patches it has labels for (0 for none), and what a model made on it cannot do.
+    patches it has labels for (0 for none), the training-only labels of each task, and what a model made on it
+    cannot do.
     """
 
     vocabulary: tuple[str, ...] = ()
     image_size: int | None = None
     labelled_patch: int = 0
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     limits: tuple[str, ...] = ("Trained and measured on the data named above only.",)
 
 
@@ -53,6 +55,10 @@ FACTS: Mapping[str, DataFacts] = {
         tuple(sentences.VOCABULARY),
         scenes.IMAGE_SIZE,
         scenes.PATCH_SIZE,
+        {
+            "nlvr2": ("text_counts", "patches", "image_counts"),
+            **dict.fromkeys(("vqa", "caption", "retrieval"), ("patches", "image_counts")),
+        },
         (
             "Trained and measured on generated scenes of coloured shapes: it knows nothing of photographs.",
             "English sentences of the 61 words in its vocabulary only.",
@@ -144,7 +150,8 @@ def _vqa(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
         decode=processor.decode,
         k=how.k_test,
         beams=how.beams,
-        max_length=how.max_length,
+        min_length=how.min_length or 1,
+        max_length=how.max_length or 10,
     )
     metric = shapes_single.answered if recipe.data.name == "shapes" else vqa_accuracy
     return Vqa(metric, answering, _normalisation(processor), recipe.training.label_smoothing)
@@ -166,8 +173,8 @@ def _caption(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
         prompt=tuple(processor.prompt(prompt)),
         decode=processor.decode,
         beams=how.beams,
-        min_length=how.min_length,
-        max_length=how.max_length,
+        min_length=how.min_length or 5,
+        max_length=how.max_length or 20,
     )
     return Caption(
         shapes_single.captioned if shaped else caption_scores,

@@ -105,6 +105,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
     timed = compare_latency(
         models,
         splits.validation,
+        splits.task.normalise,
         samples=effort.latency_samples,
         batch_sizes=effort.batch_sizes,
         seconds=effort.latency_seconds,

@@ -121,30 +121,28 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
     with StopRequest(progress.message) as stop, (job.folder / METRICS).open("a", encoding="utf-8", buffering=1) as log:
         while run.step < settings.steps:
             batch = job.train.batch(run.step * settings.batch_size, settings.batch_size)
-            if not batch.samples:  # every image of it was broken, and tolerated
-                run.step += 1
-                continue
-            output: StepOutput = module(batch)
-            loss = torch.stack(list(output.losses.values())).sum()
-            if not math.isfinite(loss.item()):
-                raise MadtpError(
-                    f"the loss is {loss.item()} at step {run.step + 1}; try a lower training.learning_rate"
-                )
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(module.parameters(), settings.clip_norm)
-            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
             run.step += 1
-            if job.controller:
-                job.step.student.strength = job.controller.update(output.reduction, run.step / settings.steps)
-            run.seconds = time.monotonic() - began
+            if batch.samples:  # none where every image of it was broken, and tolerated
+                output: StepOutput = module(batch)
+                loss = torch.stack(list(output.losses.values())).sum()
+                if not math.isfinite(loss.item()):
+                    raise MadtpError(
+                        f"the loss is {loss.item()} at step {run.step}; try a lower training.learning_rate"
+                    )
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(module.parameters(), settings.clip_norm)
+                for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
+                if job.controller:
+                    job.step.student.strength = job.controller.update(output.reduction, run.step / settings.steps)
+                run.seconds = time.monotonic() - began
 
-            report = _report(job, run, output, float(schedulers[-1].get_last_lr()[0]))
-            progress.step(report)
-            if run.step % settings.log_every == 0 or run.step == settings.steps:
-                log.write(metrics_line(report) + "\n")
+                report = _report(job, run, output, float(schedulers[-1].get_last_lr()[0]))
+                progress.step(report)
+                if run.step % settings.log_every == 0 or run.step == settings.steps:
+                    log.write(metrics_line(report) + "\n")
             if run.step % settings.validate_every == 0 or run.step == settings.steps:
                 _validate(job, run, progress)
                 log.write(json.dumps({"step": run.step, "validation": run.validation}) + "\n")

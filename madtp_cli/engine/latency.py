@@ -49,6 +49,7 @@ def time_models(
 def compare_latency(
     models: Mapping[str, PrunedModel],
     data: Split[Any],
+    normalise: Normalisation,
     *,
     samples: int = SAMPLES,
     batch_sizes: Sequence[int] = BATCH_SIZES,
@@ -56,7 +57,7 @@ def compare_latency(
 ) -> dict[int, dict[str, Latency]]:
     """Time models on samples of a split: latencies by batch size and model."""
     drawn = spread_samples(data, samples)
-    candidates = {name: (model, fit_samples(drawn, model)) for name, model in models.items()}
+    candidates = {name: (model, fit_samples(drawn, model, normalise)) for name, model in models.items()}
     return time_models(candidates, batch_sizes=batch_sizes, seconds=seconds)
 
 

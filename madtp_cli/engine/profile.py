@@ -98,7 +98,7 @@ def profile_checkpoint(
         costs = {"pruned": dense_costs(model, [tokens])}
     else:
         drawn = spread_samples(subject.data, max(SAMPLES, *sizes))
-        samples = {name: fit_samples(drawn, each, tokens) for name, each in models.items()}
+        samples = {name: fit_samples(drawn, each, subject.normalise, tokens) for name, each in models.items()}
         costs = {name: _count(each, samples[name], counter, console, name) for name, each in models.items()}
     costed = {name: _in_convention(each, costs[name], convention) for name, each in models.items()}
     timed = _timed(models, samples, sizes, chosen) if latency else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.engine import build
 from madtp_cli.engine.build_data import SHAPES_SPLITS, open_splits
 from madtp_cli.engine.evaluate_checkpoint import own_recipe
+from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.base import PrunedModel, initialise, towers_of
 from madtp_cli.models.checkpoints import MODELS, Checkpoint, open_checkpoint
@@ -37,6 +39,7 @@ class Subject:
     data: Split[Any] | None
     seed: int | None
     text_tokens: int | None = None
+    normalise: Normalisation = field(default_factory=Normalisation)
 
     @property
     def weightless(self) -> bool:
@@ -75,8 +78,7 @@ def _of_checkpoint(opened: Checkpoint, seed: int | None, console: Console) -> Su
     """Take the validation split that a checkpoint was made on, generated data of its task if it does not say."""
     model = opened.build()
     if (opened.folder / "recipe.yaml").is_file():
-        data, tokens = _data(model, own_recipe(opened), lambda: build.processor_of(opened), console)
-        return Subject(model, data, seed, tokens)
+        return _measured(model, own_recipe(opened), lambda: build.processor_of(opened), seed, console)
     console.print(f"{opened.source or opened.folder} has no recipe.yaml: measured on samples of shapes")
     words = opened.config.text_config.vocab_size
     tokens = usual_text_tokens(model) if words > build.MOST_WORDS * len(VOCABULARY) else None
@@ -90,8 +92,8 @@ def _of_recipe(recipe: Recipe, console: Console) -> Subject:
             f"{recipe.name} trains a model from scratch and names no checkpoint; profile it with --random-init"
         )
     model = source.build(_spec(recipe, source.config, console)).eval()
-    data, tokens = _data(model, recipe, lambda: build.processor_of(source, recipe.model.tokenizer), console)
-    return Subject(model, data, recipe.training.seed, tokens)
+    processor = partial(build.processor_of, source, recipe.model.tokenizer)
+    return _measured(model, recipe, processor, recipe.training.seed, console)
 
 
 def _at_random(recipe: Recipe, runs: bool, console: Console) -> Subject:
@@ -123,8 +125,7 @@ def _at_random(recipe: Recipe, runs: bool, console: Console) -> Subject:
             longest=config.text_config.max_position_embeddings,
         )
 
-    data, tokens = _data(model, recipe, processor, console)
-    return Subject(model, data, seed, tokens)
+    return _measured(model, recipe, processor, seed, console)
 
 
 def _spec(recipe: Recipe, config: Any, console: Console) -> PruningSpec:
@@ -134,12 +135,14 @@ def _spec(recipe: Recipe, config: Any, console: Console) -> PruningSpec:
     return spec
 
 
-def _data(
-    model: PrunedModel, recipe: Recipe, processor: Callable[[], Processor], console: Console
-) -> tuple[Split[Any], int | None]:
-    """Open a recipe's validation split; where it is not there, generated data and the length of their texts."""
+def _measured(
+    model: PrunedModel, recipe: Recipe, processor: Callable[[], Processor], seed: int | None, console: Console
+) -> Subject:
+    """Take a recipe's validation split; where it is not there, generated data and texts of one length."""
     try:
-        return open_splits(recipe, processor()).validation, None
+        prepare = processor()
+        data = open_splits(recipe, prepare).validation
+        return Subject(model, data, seed, normalise=Normalisation(prepare.mean, prepare.std))
     except SourceError as error:
         if recipe.data.name == "shapes":
             raise
@@ -147,7 +150,7 @@ def _data(
             f"{error}\nso this is measured on generated images of shapes and texts of one length; what a model prunes "
             "on them says little of its own data"
         )
-    return _generated(model), usual_text_tokens(model)
+    return Subject(model, _generated(model), seed, usual_text_tokens(model))
 
 
 def _generated(model: PrunedModel) -> Split[Any]:

@@ -97,7 +97,7 @@ def _run(
     round_weights(subject.student, recipe.training.save_precision)
     try:
         if goal is not None:
-            _calibrate(subject.student, splits, goal, effort, console)
+            _calibrate(recipe, subject.student, splits, goal, effort, console)
         finished = Finished(command, recipe, subject, goal, where, settings.precision, began, effort)
         return finish(finished, splits, output, console)
     except KeyboardInterrupt:
@@ -173,6 +173,12 @@ def _subject(command: str, recipe: Recipe, source: Checkpoint | None, processor:
         return Subject(build.fresh_model(recipe), None, PruningSpec(), None, processor)
     build.check_fits(source, recipe)
     if command == "prune" and source.spec.method != "none":
+        if source.spec.temperature == 0:
+            raise SourceError(
+                f"{recipe.model.checkpoint}: was pruned by the released code, which did not store its temperature, so "
+                "its weights are no dense baseline; start from the dense checkpoint it was made of, or train it "
+                "further with madtp finetune --set model.config.pruning_temperature=T"
+            )
         raise SourceError(
             f"{recipe.model.checkpoint}: is pruned already, and prune compares with a dense model and learns from it; "
             "start from the dense checkpoint it was made of, or train it further with madtp finetune"
@@ -235,12 +241,17 @@ def _guidance_scale(student: PrunedModel) -> float:
     return getattr(student.plan.pruner, "scale", 1.0) if student.plan else 1.0
 
 
-def _calibrate(student: PrunedModel, splits: Splits, goal: float, effort: Effort, console: Console) -> None:
+def _calibrate(
+    recipe: Recipe, student: PrunedModel, splits: Splits, goal: float, effort: Effort, console: Console
+) -> None:
     """Set the strength that meets the goal on the whole validation split."""
+
+    assert recipe.budget is not None
+    samples = min(recipe.budget.calibration_samples or len(splits.validation), len(splits.validation))
 
     def measure(strength: float) -> float:
         return measure_reduction(
-            student, splits.task, splits.validation, batch_size=BATCH, limit=len(splits.validation), strength=strength
+            student, splits.task, splits.validation, batch_size=BATCH, limit=samples, strength=strength
         )
 
     # One step of a smoke run hardly moves the controller, and a checkpoint that prunes nothing would try too little.
@@ -248,6 +259,6 @@ def _calibrate(student: PrunedModel, splits: Splits, goal: float, effort: Effort
     found = calibrate(measure, goal, CALIBRATION_TOLERANCE, max_calls=effort.calibration_calls, start=start)
     student.strength = found.strength
     console.print(
-        f"calibrated on {len(splits.validation)} validation samples: strength {found.strength:.4f}, "
+        f"calibrated on {samples} validation samples: strength {found.strength:.4f}, "
         f"reduction {found.reduction:.4f}, target {goal:.4f}"
     )

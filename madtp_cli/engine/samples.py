@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from madtp_cli.data.batch import Batch, Split
+from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.base import PrunedModel
 
@@ -24,8 +25,10 @@ def spread_samples(data: Split[Batch], count: int) -> list[Batch]:
     return [data.batch(row * len(data) // count, 1) for row in range(count)]
 
 
-def fit_samples(samples: Sequence[Batch], model: PrunedModel, text_tokens: int | None = None) -> list[Batch]:
-    """Resize images to what the model takes, and cut or repeat words to `text_tokens` if given.
+def fit_samples(
+    samples: Sequence[Batch], model: PrunedModel, normalise: Normalisation, text_tokens: int | None = None
+) -> list[Batch]:
+    """Resize images to what the model takes and normalise them, and cut or repeat words to `text_tokens` if given.
 
     Raises SourceError for words the model does not have, UsageError for sentences longer than it can read.
     """
@@ -46,7 +49,7 @@ def fit_samples(samples: Sequence[Batch], model: PrunedModel, text_tokens: int |
         fitted.append(
             replace(
                 sample,
-                images=_resize(sample.images, size),
+                images=normalise(_resize(sample.images, size), torch.device("cpu")),
                 text=torch.tensor(ids),
                 text_lengths=[len(ids)],
                 auxiliary={},

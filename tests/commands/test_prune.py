@@ -246,3 +246,11 @@ def test_an_internal_error_leaves_nothing_half_written(
         "madtp: error: internal error: ZeroDivisionError: division by zero; add --debug for the traceback\n"
     )
     assert left(tmp_path) == {"out.partial"}
+
+
+def test_one_of_several_processes_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would read the same batches and write over each other."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = "WORLD_SIZE is 2: madtp trains in one process on one device so far; run it without accelerate launch"
+    check(run(), 2, f"{told} or torchrun")
+    assert left(tmp_path) == set()

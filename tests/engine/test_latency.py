@@ -9,8 +9,11 @@ from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs
 from madtp_cli.engine import latency
 from madtp_cli.engine.samples import fit_samples, spread_samples
+from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.models.blip import small_config
 from madtp_cli.models.nlvr import BlipForNlvr
+
+PLAIN = Normalisation()
 
 
 def model_of(vision_layers: int) -> BlipForNlvr:
@@ -21,7 +24,7 @@ def model_of(vision_layers: int) -> BlipForNlvr:
 def test_models_are_compared_at_batch_1_and_32() -> None:
     """Every model has a latency at both sizes, with what it was taken with; ten times the layers take longer."""
     models = {"short": model_of(1), "long": model_of(10)}
-    found = latency.compare_latency(models, ShapesPairs("validation", 300), samples=32, seconds=0.05)
+    found = latency.compare_latency(models, ShapesPairs("validation", 300), PLAIN, samples=32, seconds=0.05)
     assert list(found) == [1, 32]
     for size, by_model in found.items():
         assert set(by_model) == {"short", "long"}
@@ -43,7 +46,7 @@ def test_calls_go_through_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = Spy(model_of(1).config)
     drawn = spread_samples(ShapesPairs("validation", 300), 5)
-    samples = fit_samples(drawn, model)
+    samples = fit_samples(drawn, model, PLAIN)
     latency.time_models({"spy": (model, samples)}, batch_sizes=[2], precision="bf16", seconds=0)
     sums = [int(sample.text.sum()) for sample in samples]
     assert [total for total, _ in seen[:4]] == [sums[0] + sums[1], sums[2] + sums[3]] * 2

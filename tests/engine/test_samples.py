@@ -8,9 +8,12 @@ import torch
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
+from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.models.blip import small_config
 from madtp_cli.models.nlvr import BlipForNlvr
+
+PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def test_a_small_split_repeats() -> None:
 def test_a_joined_batch_gives_what_its_samples_give_alone(data: ShapesPairs) -> None:
     """Joining changes no sample: its logits are those it has alone."""
     model, task, device = model_of(), Nlvr2(accuracy), torch.device("cpu")
-    samples = fit_samples(spread_samples(data, 3), model)
+    samples = fit_samples(spread_samples(data, 3), model, PLAIN)
     with torch.inference_mode():
         together = task.forward(model, join_samples(samples), device).logits
         alone = torch.cat([task.forward(model, sample, device).logits for sample in samples])
@@ -52,19 +55,28 @@ def test_a_joined_batch_gives_what_its_samples_give_alone(data: ShapesPairs) -> 
 def test_images_get_the_size_of_the_model(data: ShapesPairs) -> None:
     """An image of the right size stays as it is, another one is resized and keeps its brightness."""
     sample = spread_samples(data, 1)
-    assert fit_samples(sample, model_of(96))[0].images is sample[0].images
-    small = fit_samples(sample, model_of(48))[0].images
+    assert fit_samples(sample, model_of(96), PLAIN)[0].images.equal(sample[0].images / 255)
+    small = fit_samples(sample, model_of(48), PLAIN)[0].images
     assert small.shape == (2, 3, 48, 48)
-    assert small.dtype == torch.uint8
-    assert small.float().mean() == pytest.approx(sample[0].images.float().mean(), abs=1)
+    assert 255 * small.mean() == pytest.approx(sample[0].images.float().mean(), abs=1)
+
+
+def test_pixels_are_normalised_as_the_model_wants(data: ShapesPairs) -> None:
+    """By the mean and deviation given, and only once however often they are asked for."""
+    own = Normalisation((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    sample = spread_samples(data, 1)
+    fitted = fit_samples(sample, model_of(96), own)[0].images
+    expected = (sample[0].images / 255 - torch.tensor(own.mean).view(3, 1, 1)) / torch.tensor(own.std).view(3, 1, 1)
+    torch.testing.assert_close(fitted, expected)
+    assert Normalisation()(fitted, torch.device("cpu")).equal(fitted)
 
 
 def test_text_is_cut_or_repeated(data: ShapesPairs) -> None:
     """[ENC] opens the sentence whatever its length; words repeat, [ENC] does not."""
     model, drawn = model_of(), spread_samples(data, 1)
     original = drawn[0].text.tolist()
-    (short,) = fit_samples(drawn, model, 3)
-    (long,) = fit_samples(drawn, model, 60)
+    (short,) = fit_samples(drawn, model, PLAIN, 3)
+    (long,) = fit_samples(drawn, model, PLAIN, 60)
     assert short.text.tolist() == original[:3]
     assert long.text.tolist()[: len(original)] == original
     assert long.text.tolist().count(original[0]) == 1

@@ -72,7 +72,7 @@ def trained(kind: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     """Train a tiny model of the task from scratch, and prune it: both folders."""
     folders = [tmp_path_factory.mktemp(name) for name in ("dense", "pruned")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("madtp_cli.engine.finish.compare_latency", lambda models, data, **options: {})
+        patch.setattr("madtp_cli.engine.finish.compare_latency", lambda models, data, normalise, **options: {})
         train(tiny(folders[0], of(DENSE, kind)), "finetune")
         train(tiny(folders[1], of(PRUNE, kind), checkpoint=folders[0] / "out"))
     return folders[0] / "out", folders[1] / "out"

@@ -25,7 +25,9 @@ class Normalisation:
     std: tuple[float, ...] = IMAGE_STD
 
     def __call__(self, images: Tensor, device: torch.device) -> Tensor:
-        """Normalise uint8 images [I, 3, H, W]."""
+        """Normalise uint8 images [I, 3, H, W]; images that are floating point are normalised already."""
+        if images.is_floating_point():
+            return images.to(device)
         mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         std = torch.tensor(self.std, device=device).view(3, 1, 1)
         return (images.to(device).float() / 255 - mean) / std

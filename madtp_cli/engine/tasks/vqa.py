@@ -29,6 +29,7 @@ class Answering:
     decode: Callable[[Sequence[int]], str]
     k: int = 128
     beams: int = 3
+    min_length: int = 1
     max_length: int = 10
 
 
@@ -105,7 +106,7 @@ class _Scorer:
             self.predictions += [how.candidates[answer] for answer in best.tolist()]
             self.logits += log_probability.tolist()
         else:
-            written = self.model.generate(output, max_length=how.max_length, beams=how.beams)
+            written = self.model.generate(output, beams=how.beams, min_length=how.min_length, max_length=how.max_length)
             self.predictions += [how.decode(ids) for ids in written]
             self.logits += [[]] * batch.samples
         self.references += batch.references
