@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,14 +22,18 @@ _UNDER = ("model", "state_dict")  # keys that training scripts save the tensors 
 _WRAPPED = "module."  # what DistributedDataParallel puts before every key
 # Where a pruning temperature may lie beside the tensors; the last is that of old released runs.
 _TEMPERATURES = ("temperature", "p")
+METADATA = {"format": "pt", "madtp": "1"}
+"""What our own safetensors say about themselves: they need the config.json that was written with them."""
+_ZIP, _PICKLE = b"PK", b"\x80"  # what files of torch begin with, new and old
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by key, and the pruning temperature saved beside them, if any."""
+    """Tensors by key, the pruning temperature saved beside them, if any, and whether madtp wrote the file."""
 
     tensors: dict[str, Tensor] = field(repr=False)
     temperature: float | None = None
+    ours: bool = False
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -47,16 +51,23 @@ def read_file(path: Path) -> Weights:
 
     Raises SourceError for a file that is none, or that needs arbitrary code to be read.
     """
+    head = _head(path)
     if path.suffix == ".safetensors":
         try:
-            return Weights(load_file(path))
+            with safe_open(path, "pt") as file:
+                said = file.metadata() or {}
+            return Weights(load_file(path), ours="madtp" in said)
         except (SafetensorError, OSError) as error:
-            raise SourceError(f"{path}: cannot be read as safetensors: {one_line(error)}") from error
-    data = _unpickle(path)
+            raise SourceError(f"{path}: cannot be read as safetensors: {one_line(error)}; {_cut_off(path)}") from error
+    data = _unpickle(path, head)
     if not isinstance(data, Mapping):
         raise SourceError(f"{path}: holds a {type(data).__name__}, expected a dictionary of tensors")
     found = next((data[key] for key in _UNDER if isinstance(data.get(key), Mapping)), data)
+    temperature = _temperature(data)
     tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    if found is data and temperature is not None:
+        found = {key: value for key, value in data.items() if key not in _TEMPERATURES or _number(value) is None}
+        tensors = {key: value for key, value in tensors.items() if key in found}
     if not tensors or len(tensors) < len(found):
         others = [str(key) for key in found if key not in tensors]
         raise SourceError(
@@ -65,7 +76,7 @@ def read_file(path: Path) -> Weights:
         )
     if all(key.startswith(_WRAPPED) for key in tensors):
         tensors = {key.removeprefix(_WRAPPED): value for key, value in tensors.items()}
-    return Weights(tensors, None if found is data else _temperature(data))
+    return Weights(tensors, temperature)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,8 +112,28 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _unpickle(path: Path) -> Any:
+def _head(path: Path) -> bytes:
+    """Return how a file begins; raises SourceError for an empty one, or one that may not be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+    if not head:
+        raise SourceError(f"{path}: is empty; fetch it again")
+    return head
+
+
+def _cut_off(path: Path) -> str:
+    return f"cut off? it has {path.stat().st_size} bytes; fetch it again"
+
+
+def _unpickle(path: Path, head: bytes) -> Any:
     archive = zipfile.is_zipfile(path)
+    if head.startswith(_ZIP) and not archive:
+        raise SourceError(f"{path}: cannot be read as a PyTorch checkpoint: its end is missing; {_cut_off(path)}")
+    if not archive and not head.startswith(_PICKLE):
+        raise SourceError(f"{path}: is no PyTorch checkpoint, it begins with {head!r}; fetch it again")
     if archive and _is_program(path):
         raise SourceError(
             f"{path}: is a TorchScript program (OpenAI's CLIP comes so), which would run its own code; convert it once "
@@ -114,14 +145,17 @@ def _unpickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         reason = one_line(error)
         if "weights_only" not in reason and "Unsupported" not in reason:
-            raise SourceError(f"{path}: cannot be read as a PyTorch checkpoint: {reason[:200]}") from error
+            raise SourceError(
+                f"{path}: cannot be read as a PyTorch checkpoint: {reason[:200]}; {_cut_off(path)}"
+            ) from error
         raise SourceError(
             f"{path}: holds Python objects, and reading them would run code that the file brings; only plain tensors "
             "are read. If you trust it, convert it once: torch.save(torch.load(FILE, weights_only=False)['model'], "
             f"'plain.pth') ({_global(reason)})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise SourceError(f"{path}: cannot be read as a PyTorch checkpoint: {one_line(error)[:200]}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        reason = one_line(error)[:200] or "it ends too early"
+        raise SourceError(f"{path}: cannot be read as a PyTorch checkpoint: {reason}; {_cut_off(path)}") from error
 
 
 def _is_program(path: Path) -> bool:
@@ -136,10 +170,12 @@ def _global(reason: str) -> str:
 
 
 def _temperature(data: Mapping[Any, Any]) -> float | None:
-    for key in _TEMPERATURES:
-        value = data.get(key)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-            return float(value)
-    return None
+    return next((value for key in _TEMPERATURES if (value := _number(data.get(key))) is not None), None)
+
+
+def _number(value: Any) -> float | None:
+    """Return a number or a tensor of one as a temperature, if it can be one."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    return float(value) if good else None

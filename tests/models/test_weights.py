@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.weights import read_file, read_folder
+from madtp_cli.models.weights import METADATA, read_file, read_folder
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(7)}
 
@@ -64,6 +64,23 @@ def test_a_pruning_temperature_beside_the_tensors_is_read(
     assert read_file(tmp_path / "x.pth").temperature == expected
 
 
+@pytest.mark.parametrize("beside", [{"temperature": 2.0}, {"p": 2}, {"p": torch.tensor(2.0)}], ids=repr)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_pruning_temperature_among_the_tensors_is_read(tmp_path: Path, prefix: str, beside: dict[str, Any]) -> None:
+    """A number or a tensor of one; it is then none of the model's tensors."""
+    torch.save({**beside, **{prefix + key: value for key, value in STATE.items()}}, tmp_path / "x.pth")
+    found = read_file(tmp_path / "x.pth")
+    assert _same(found.tensors)
+    assert found.temperature == 2.0
+
+
+@pytest.mark.parametrize(("metadata", "ours"), [(METADATA, True), ({"format": "pt"}, False), (None, False)])
+def test_our_own_safetensors_are_told(tmp_path: Path, metadata: dict[str, str] | None, ours: bool) -> None:
+    """By what they say about themselves."""
+    save_file(STATE, tmp_path / "x.safetensors", metadata=metadata)
+    assert read_file(tmp_path / "x.safetensors").ours is ours
+
+
 def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     """The message says what it wants, that nothing ran, and how to convert the file."""
     torch.save({"model": STATE, "args": Custom()}, tmp_path / "x.pth")
@@ -87,7 +104,33 @@ def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     """Empty, text, broken and empty-dictionary files give one line, never a traceback."""
     (tmp_path / name).write_bytes(content)
-    assert _refused(tmp_path / name)
+    message = _refused(tmp_path / name)
+    assert message.endswith("fetch it again")
+    if not content:
+        assert message == "is empty; fetch it again"
+
+
+def test_a_page_in_the_place_of_a_checkpoint_is_shown(tmp_path: Path) -> None:
+    """What a failed download often is."""
+    (tmp_path / "x.pth").write_bytes(b"<html>not found</html>")
+    assert _refused(tmp_path / "x.pth") == (
+        "is no PyTorch checkpoint, it begins with b'<html>not found</html>'; fetch it again"
+    )
+
+
+@pytest.mark.parametrize("kind", ["zipped", "old", "safetensors"])
+def test_a_file_that_was_cut_off_is_told_by_its_size(tmp_path: Path, kind: str) -> None:
+    """At every length, in every format: one line with the bytes there are."""
+    path = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.pth")
+    state = {"a": torch.randn(40, 40), "b": torch.randn(9)}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zipped")
+    whole = path.read_bytes()
+    for length in (3, 10, 100, 600, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:length])
+        assert _refused(path).endswith(f"; cut off? it has {length} bytes; fetch it again")
 
 
 @pytest.mark.parametrize(
