@@ -12,9 +12,8 @@ from torch.nn.functional import gelu
 from transformers.models.blip.configuration_blip import BlipConfig, BlipVisionConfig
 
 from madtp_cli.attention import Statistics, attend, attend_with_statistics
+from madtp_cli.models.configs import MERGE_FROM
 from madtp_cli.tokens import Spans, Tokens
-
-MERGE_FROM = 6  # BLIP's NLVR2 text encoder joins the two images by a merge layer from this layer on
 
 
 class VisionEmbeddings(nn.Module):

@@ -14,6 +14,7 @@ from transformers.models.blip.configuration_blip import BlipConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
 
 from madtp_cli.errors import SourceError
+from madtp_cli.models.clip import ACTIVATIONS
 from madtp_cli.models.layouts import Found, position_key
 
 HEAD_WIDTH = 64
@@ -49,7 +50,8 @@ OVERRIDES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
     },
     "clip": {**_BOTH, "eos_token_id": (("text_config", "eos_token_id"),)},
 }
-ACTIVATIONS = {"blip": ("gelu",), "clip": ("quick_gelu", "gelu")}
+COMPUTED = {"blip": ("gelu",), "clip": tuple(ACTIVATIONS)}
+"""The activations that each family's towers compute: BLIP's has never been another."""
 _MOST_LAYERS = 1000
 
 Sections = dict[str, Any]
@@ -71,6 +73,11 @@ def read_config(state: Mapping[str, Tensor], found: Found, task: str, overrides:
 def adjust(config: Any, family: str, overrides: Mapping[str, Any], where: str) -> Any:
     """Return a configuration with overrides applied and BLIP's special ids named; raises SourceError for bad ones."""
     return _make(family, config.to_dict(), overrides, where)
+
+
+def check_config(config: Any, family: str, where: str) -> None:
+    """Refuse a configuration that no model here computes; raises SourceError."""
+    _check_sections(config.to_dict(), family, where)
 
 
 def default_config(
@@ -191,7 +198,7 @@ def _with_clip_details(sections: Sections) -> Sections:
 
 
 def _make(family: str, sections: Sections, overrides: Mapping[str, Any], where: str) -> Any:
-    vision, text = sections["vision_config"], sections["text_config"]
+    text = sections["text_config"]
     if family == "blip":
         for name, number in SPECIAL_IDS.items():
             # Ids that a small vocabulary does not have are unknown rather than wrong.
@@ -205,28 +212,34 @@ def _make(family: str, sections: Sections, overrides: Mapping[str, Any], where: 
         _check(name, value, family, where)
         for section, key in places[name]:
             sections[section][key] = value
+    _check_sections(sections, family, where)
+    return (CLIPConfig if family == "clip" else BlipConfig).from_dict(sections)
+
+
+def _check_sections(sections: Mapping[str, Any], family: str, where: str) -> None:
+    vision, text = sections["vision_config"], sections["text_config"]
     for section, tower in (("vision", vision), ("text", text)):
         if tower["hidden_size"] % tower["num_attention_heads"]:
             raise SourceError(
                 f"{where}: its {section} tower is {tower['hidden_size']} wide, which {tower['num_attention_heads']} "
                 f"heads do not divide; give model.config.{section}_heads"
             )
-        if tower["hidden_act"] not in ACTIVATIONS[family]:
+        if tower["hidden_act"] not in COMPUTED[family]:
             raise SourceError(
                 f"{where}: the {section} tower's activation is {tower['hidden_act']}; {family} models here compute "
-                f"{' or '.join(ACTIVATIONS[family])}"
+                f"{' or '.join(COMPUTED[family])}"
             )
     if vision["image_size"] % vision["patch_size"]:
         raise SourceError(
             f"{where}: images of {vision['image_size']} pixels cannot be cut into patches of {vision['patch_size']}; "
             "give model.config.image_size a multiple of it"
         )
-    return (CLIPConfig if family == "clip" else BlipConfig).from_dict(sections)
 
 
 def _check(name: str, value: Any, family: str, where: str) -> None:
     if name == "activation":
-        good, wanted = value in ACTIVATIONS[family], " or ".join(ACTIVATIONS[family])
+        good = value in COMPUTED[family]
+        wanted = " or ".join(COMPUTED[family]) + f", which is what {family} models here compute"
     elif name.endswith("eps"):
         good, wanted = isinstance(value, (int, float)) and 0 < value < 1, "a number between 0 and 1"
     else:

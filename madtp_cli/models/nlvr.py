@@ -11,8 +11,9 @@ from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
 from madtp_cli.models.base import Output, Probe, PrunedModel, passed
-from madtp_cli.models.blip import MERGE_FROM, VisionModel, small_config
+from madtp_cli.models.blip import VisionModel
 from madtp_cli.models.blip_text import Side, TextContext, TwinTextModel
+from madtp_cli.models.configs import MERGE_FROM
 from madtp_cli.tokens import Spans
 
 
@@ -76,6 +77,3 @@ class BlipForNlvr(PrunedModel):
         )
         macs["cls_head"] = torch.full_like(text_lengths, text.hidden_size**2 + 2 * text.hidden_size)
         return macs
-
-
-__all__ = ["MERGE_FROM", "BlipForNlvr", "small_config"]

@@ -198,7 +198,8 @@ def hard_negatives(
     texts, images = logits.shape
     index = torch.tensor(image_index)
     true = index[:, None] == torch.arange(images)  # [S, I]
-    hidden = logits.float().cpu().masked_fill(true, float("-inf"))
+    # A step whose similarities are no numbers is reported by its loss; drawing must get there.
+    hidden = logits.float().cpu().nan_to_num().masked_fill(true, float("-inf"))
     pairs = []
     for row in range(texts):
         if not true[row].all():

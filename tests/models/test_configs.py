@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.configs import OVERRIDES, adjust, default_config, read_config
+from madtp_cli.models.configs import OVERRIDES, adjust, check_config, default_config, read_config
 from madtp_cli.models.layouts import recognise, to_hf
 from tests.models.released_states import RELEASED, released
 
@@ -84,7 +84,10 @@ def test_every_override_lands_where_hf_keeps_it(kind: str) -> None:
         ({"text_heads": True}, "model.config.text_heads is True; give an integer of at least 1"),
         ({"pad_token_id": -1}, "model.config.pad_token_id is -1; give an integer of at least 0"),
         ({"vision_layer_norm_eps": 2}, "model.config.vision_layer_norm_eps is 2; give a number between 0 and 1"),
-        ({"activation": "relu"}, "model.config.activation is 'relu'; give gelu"),
+        (
+            {"activation": "quick_gelu"},
+            "model.config.activation is 'quick_gelu'; give gelu, which is what blip models here compute",
+        ),
         (
             {"vision_heads": 5},
             "its vision tower is 32 wide, which 5 heads do not divide; give model.config.vision_heads",
@@ -135,6 +138,8 @@ def test_an_activation_that_is_not_computed_is_refused() -> None:
     config.text_config.hidden_act = "gelu_new"
     with pytest.raises(SourceError, match=r"^x: the text tower's activation is gelu_new; blip models here compute"):
         adjust(config, "blip", {}, "x")
+    with pytest.raises(SourceError, match=r"^x: the text tower's activation is gelu_new; blip models here compute"):
+        check_config(config, "blip", "x")
 
 
 @pytest.mark.parametrize(("task", "size"), [("nlvr2", 384), ("caption", 384), ("retrieval", 384), ("vqa", 480)])

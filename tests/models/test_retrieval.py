@@ -159,6 +159,25 @@ def test_hard_negatives_survive_saturated_similarities() -> None:
     assert hard_negatives(torch.zeros(2, 1), [0, 0]) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_hard_negatives_survive_what_is_no_number(value: float) -> None:
+    """So that the loss is what stops a training that diverged: a wrong one for each, as ever."""
+    for logits in (torch.full((3, 3), value), torch.eye(3).masked_fill(torch.eye(3).flip(0) > 0, value)):
+        drawn = hard_negatives(logits, [0, 1, 2])
+        assert len(drawn) == 6
+        assert all(row != image for row, image in drawn)
+
+
+def test_a_diverged_model_gets_through_a_step() -> None:
+    """Weights of nan: logits of nan, no error, so that the loss can say so."""
+    model = build(BlipForRetrieval)
+    with torch.no_grad():
+        model.text_proj.weight.fill_(float("nan"))
+        output = model(**INPUTS, itm_pairs=lambda logits: hard_negatives(logits, IMAGE))
+    assert output.logits.isnan().all()
+    assert output.itm is not None
+
+
 def test_every_parameter_learns() -> None:
     """A dense step with aligned features and matching gives every one a gradient, the temperature too."""
     model = build(BlipForRetrieval).train()
