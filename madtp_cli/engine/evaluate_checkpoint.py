@@ -89,6 +89,8 @@ def _check_writable(path: Path) -> None:
 
 def own_recipe(checkpoint: Checkpoint, changes: Sequence[str | Override] = ()) -> Recipe:
     """Read the recipe that lies in a checkpoint folder; raises SourceError if there is none."""
+    if checkpoint.folder is None:
+        raise SourceError(f"{checkpoint.source}: is a file, which does not say its data; name its data with --recipe")
     path = checkpoint.folder / "recipe.yaml"
     if not path.is_file():
         raise SourceError(f"{path}: no such file, so the checkpoint's data are unknown; name them with --recipe")

@@ -77,9 +77,9 @@ def usual_text_tokens(model: PrunedModel) -> int:
 def _of_checkpoint(opened: Checkpoint, seed: int | None, console: Console) -> Subject:
     """Take the validation split that a checkpoint was made on, generated data of its task if it does not say."""
     model = opened.build()
-    if (opened.folder / "recipe.yaml").is_file():
+    if opened.folder is not None and (opened.folder / "recipe.yaml").is_file():
         return _measured(model, own_recipe(opened), lambda: build.processor_of(opened), seed, console)
-    console.print(f"{opened.source or opened.folder} has no recipe.yaml: measured on samples of shapes")
+    console.print(f"{opened.source} has no recipe.yaml: measured on samples of shapes")
     words = opened.config.text_config.vocab_size
     tokens = usual_text_tokens(model) if words > build.MOST_WORDS * len(VOCABULARY) else None
     return Subject(model, _generated(model), seed, tokens)

@@ -82,7 +82,7 @@ def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
     model: PrunedModel = MODELS[family, task](config)
     initialise(model)
     checkpoint = Checkpoint(
-        folder=Path(),
+        folder=None,
         config=config,
         task=task,
         spec=PruningSpec(),

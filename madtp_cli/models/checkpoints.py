@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.blip.configuration_blip import BlipConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
@@ -21,18 +21,21 @@ from madtp_cli.models import layouts, tasks
 from madtp_cli.models.base import PrunedModel, towers_of
 from madtp_cli.models.caption import BlipForCaption
 from madtp_cli.models.clip import ClipForRetrieval
-from madtp_cli.models.configs import MERGE_FROM, adjust, read_config
+from madtp_cli.models.configs import MERGE_FROM, adjust, check_config, read_config
 from madtp_cli.models.fetch import SUFFIXES, Fetched, fetch
 from madtp_cli.models.layouts import TIED, Layout
 from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.retrieval import TEMPERATURE as CONTRAST
 from madtp_cli.models.retrieval import BlipForRetrieval
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.vqa import BlipForVqa
 from madtp_cli.models.weights import WEIGHTS as WEIGHTS
-from madtp_cli.models.weights import one_line, read_file, read_folder, read_json
+from madtp_cli.models.weights import one_line, read_file, read_folder, read_json, save
 
 BUILTIN = "builtin:"
 CONFIG = "config.json"
+# How the weights of a folder are called, in one file or in shards.
+_OF_FOLDER = re.compile(r"^(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)$")
 MOST_FAULTS = 8  # tensors named when weights do not fit; a wrong width touches all of them
 TEMPERATURE = "pruning_temperature"  # the override that is no setting of a model
 RELEASED_STRENGTH = 0.5  # whose threshold is the published one
@@ -69,11 +72,12 @@ class WeightsError(SourceError):
 class Checkpoint:
     """An opened checkpoint, whatever it came as: configuration, task, how it prunes, and tensors under HF's names.
 
-    `folder` is where it lies (a file's folder), `source` what the user called it. `fresh` names tensors that it does
-    not hold and that start anew because another task was asked for; `notes` say what was done to the rest.
+    `folder` is None for a file, whose neighbours are none of its own; `source` is what the user called it. `fresh`
+    names tensors that it does not hold and that start anew because another task was asked for; `notes` say what was
+    done to the rest.
     """
 
-    folder: Path
+    folder: Path | None
     config: Any
     task: str
     spec: PruningSpec
@@ -104,12 +108,10 @@ class Checkpoint:
         model = MODELS[self.family, self.task](
             self.config,
             alignment=chosen.alignment(self.towers),
-            plan=chosen.plan(merge_gradient=merge_gradient),
+            plan=chosen.plan(merge_gradient=merge_gradient, family=self.family),
             strength=chosen.strength,
         )
-        fill(
-            model, self.state, self.source or str(self.folder), fresh_alignment=spec is not None, fresh=set(self.fresh)
-        )
+        fill(model, self.state, self.source, fresh_alignment=spec is not None, fresh=set(self.fresh))
         return model.eval()
 
 
@@ -128,6 +130,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open `builtin:NAME`, our folder, HF's folder or hub id, or a file or https address of a state dict.
 
+    The weights of a folder that has a config.json stand for their folder.
     State dicts are recognised by their keys (HF, Salesforce's BLIP, OpenAI's CLIP, each also as released MADTP saves
     it) and sized by their shapes. `config` gives what shapes cannot tell (the recipe's `model.config`, see
     configs.OVERRIDES, and pruning_temperature); `task` starts another task than the one the tensors are for. Raises
@@ -139,6 +142,9 @@ def open_checkpoint(
     path, notes = fetched.path, fetched.notes
     overrides = dict(config or {})
     temperature = overrides.pop(TEMPERATURE, None)
+    if path.is_file() and _OF_FOLDER.match(path.name) and (path.parent / CONFIG).is_file():
+        notes += (f"{name} lies beside a {CONFIG}: opened with it, as the folder {path.parent}",)
+        path, name = path.parent, str(path.parent)
     if path.is_dir():
         opened = _open_folder(path, name, overrides, task)
     elif path.suffix in SUFFIXES:
@@ -183,9 +189,12 @@ def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: 
                 f"{found.family.upper()} for {found.task}; are both files of one checkpoint?"
             )
         state, extras = layouts.to_hf(state, source)
-        own, notes = found.task, _left_out(extras)
+        state, noted = _with_contrast(state, found, task)
+        own, notes = found.task, _left_out(extras) + noted
         spec = _released_spec(state, (family, found.task), towers_of(config), None, source)
-    if not ours or overrides:
+    if ours and not overrides:
+        check_config(config, family, str(path))
+    else:
         config = adjust(config, family, overrides, str(path))
     start = tasks.start(state, family, own, task, getattr(config.text_config, "merge_from", MERGE_FROM), source)
     kept, resized = _at_size(start.state, config, overrides)
@@ -196,15 +205,21 @@ def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: 
 
 def _open_file(path: Path, source: str, overrides: Mapping[str, Any], task: str | None) -> Checkpoint:
     weights = read_file(path)
+    if weights.ours:
+        raise SourceError(
+            f"{source}: is the weights of a folder that madtp wrote, without the {CONFIG} that says how the model is "
+            f"built and how it prunes; put both into one folder, the weights as {WEIGHTS}, and name the folder"
+        )
     found = layouts.recognise(weights.tensors, source)
     tensors, extras = layouts.to_hf(weights.tensors, source)
+    tensors, noted = _with_contrast(tensors, found, task)
     merge_from = overrides.get("merge_from", MERGE_FROM)
     start = tasks.start(tensors, found.family, found.task, task, merge_from, source)
     config = read_config(start.state, found, start.task, overrides, source)
     spec = _released_spec(start.state, (found.family, start.task), towers_of(config), weights.temperature, source)
     kept, resized = _at_size(start.state, config, overrides)
     return Checkpoint(
-        folder=path.parent,
+        folder=None,
         config=config,
         task=start.task,
         spec=spec,
@@ -213,7 +228,7 @@ def _open_file(path: Path, source: str, overrides: Mapping[str, Any], task: str 
         family=found.family,
         source=source,
         fresh=start.fresh,
-        notes=_left_out(extras) + start.notes + resized,
+        notes=_left_out(extras) + noted + start.notes + resized,
     )
 
 
@@ -291,6 +306,17 @@ def _left_out(extras: Mapping[str, Tensor]) -> tuple[str, ...]:
     return (f"left out {count} tensors that only training used: momentum copies, queues",) if count else ()
 
 
+def _with_contrast(
+    state: dict[str, Tensor], found: layouts.Found, task: str | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Add the temperature that HF's retrieval models do not store, and say so; any other layout must have it."""
+    lacking = found == layouts.Found("hf", "blip", "retrieval") and "temp" not in state
+    if not lacking or task not in (None, found.task):
+        return state, ()
+    note = f"no temperature of the contrastive loss (temp) is stored, as in all of Hugging Face's: {CONTRAST} is taken"
+    return {**state, "temp": torch.tensor(CONTRAST)}, (note,)
+
+
 def fill(
     model: nn.Module,
     state: Mapping[str, Tensor],
@@ -312,8 +338,6 @@ def fill(
                 state.pop(key, None)
                 own.pop(key, None)
     faults = _tie(own, state)
-    if "temp" in own:
-        state.setdefault("temp", own["temp"])  # HF's folders of the retrieval model do not store it
     state |= {key: own[key] for key in fresh if key in own and key not in state}
     faults += [f"missing {key}" for key in own if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in own]
@@ -365,6 +389,6 @@ def save_weights(
     (folder / CONFIG).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     own = {key: value for key, value in model.state_dict().items() if key not in TIED}
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in own.items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save(state, folder / WEIGHTS)
     # safetensors lets nobody else read its files; whoever may read the configuration may read the weights.
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)

@@ -17,7 +17,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "caption": ("vision_model.", "text_decoder."),
     "retrieval": ("vision_model.", "text_encoder."),
 }
-# Heads: taken along where there are any, drawn at random otherwise.
+# Heads: taken along where there are any, else as in a new model: drawn at random (the temperature is a constant).
 HEADS: Mapping[str, tuple[str, ...]] = {
     "nlvr2": ("cls_head.0.weight", "cls_head.0.bias", "cls_head.2.weight", "cls_head.2.bias"),
     "vqa": (),
@@ -29,6 +29,7 @@ HEADS: Mapping[str, tuple[str, ...]] = {
         "text_proj.bias",
         "itm_head.weight",
         "itm_head.bias",
+        "temp",
     ),
 }
 STARTS: Mapping[str, tuple[str, ...]] = {
@@ -71,11 +72,7 @@ def start(state: Mapping[str, Tensor], family: str, own: str, task: str | None, 
     if lacking := [part for part in PARTS[task] if not any(key.startswith(part) for key in state)]:
         raise SourceError(f"{where}: has no {lacking[0].rstrip('.')}, and {task} cannot start without")
     heads = HEADS[task]
-    going = {
-        key: value
-        for key, value in state.items()
-        if key.startswith(PARTS[task]) or key in heads or (task == "retrieval" and key == "temp")
-    }
+    going = {key: value for key, value in state.items() if key.startswith(PARTS[task]) or key in heads}
     left = sorted({key.partition(".")[0] for key in state if key not in going})
     fresh = [key for key in heads if key not in going]
     notes = [f"{task} started from {own}" + (f"; left out: {', '.join(left)}" if left else "")]

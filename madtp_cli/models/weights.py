@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
@@ -77,6 +77,20 @@ def read_file(path: Path) -> Weights:
     if all(key.startswith(_WRAPPED) for key in tensors):
         tensors = {key.removeprefix(_WRAPPED): value for key, value in tensors.items()}
     return Weights(tensors, temperature)
+
+
+def save(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors of ours, the same bytes for the same tensors."""
+    save_file(dict(state), path, metadata=METADATA)
+    # The order of metadata is that of a randomly seeded hash map; either order takes as many bytes.
+    ordered, swapped = (
+        json.dumps(dict(items), separators=(",", ":")).encode()
+        for items in (METADATA.items(), reversed(METADATA.items()))
+    )
+    with path.open("r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        file.seek(8)
+        file.write(header.replace(swapped, ordered))
 
 
 def read_json(path: Path) -> dict[str, Any]:

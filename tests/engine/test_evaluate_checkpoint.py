@@ -173,6 +173,17 @@ def test_without_its_recipe_another_one_does(copy: Path, tmp_path: Path) -> None
     assert names(tmp_path) == {"copy", "tiny.yaml"}
 
 
+def test_a_file_takes_no_recipe_that_happens_to_lie_beside_it(copy: Path) -> None:
+    """It may be of any run; the weights of the folder stand for the folder, and have it."""
+    torch.save({"model": released("nlvr2", madtp=False)}, copy / "x.pth")
+    with pytest.raises(SourceError) as caught:
+        run(copy / "x.pth")
+    assert str(caught.value) == (
+        f"{copy / 'x.pth'}: is a file, which does not say its data; name its data with --recipe"
+    )
+    assert run(copy / "model.safetensors", limit=2).samples == 2
+
+
 def test_a_recipe_for_another_task_is_refused(pruned: Path) -> None:
     """Its data could not be read, or worse, could."""
     with pytest.raises(SourceError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,8 @@ def test_corrupt_weights_are_named(folder: Path, damage: str) -> None:
     """The message opens with the file."""
     path = folder / WEIGHTS
     path.write_bytes({"truncated": path.read_bytes()[:1000], "text": b"not a checkpoint", "empty": b""}[damage])
-    assert _broken(folder).startswith(f"{path}: cannot be read as safetensors: ")
+    fault = "is empty" if damage == "empty" else "cannot be read as safetensors: "
+    assert _broken(folder).startswith(f"{path}: {fault}")
 
 
 def test_tensors_that_do_not_match_are_all_named(folder: Path) -> None:
@@ -216,7 +218,7 @@ def test_a_released_state_dict_opens(tmp_path: Path, kind: str) -> None:
     """Family, task, towers and the released pruning; the built model holds every tensor, bit by bit."""
     path, state = _saved(tmp_path, kind, temperature=2.0)
     opened = open_checkpoint(path)
-    assert (opened.family, opened.task, opened.folder, opened.source) == (*KINDS[kind], tmp_path, str(path))
+    assert (opened.family, opened.task, opened.folder, opened.source) == (*KINDS[kind], None, str(path))
     assert opened.towers == {"vision": (2, 48 if kind == "clip" else 32), "text": (3, 32)}
     spec = opened.spec
     assert (spec.method, spec.variant, spec.tokens) == ("madtp", "released", "adaptive")
@@ -358,6 +360,7 @@ def test_a_file_of_another_kind_is_refused(folder: Path) -> None:
     )
 
 
+CONTRAST_NOTE = "no temperature of the contrastive loss (temp) is stored, as in all of Hugging Face's: 0.07 is taken"
 HF = {
     "vqa": "BlipForQuestionAnswering",
     "caption": "BlipForConditionalGeneration",
@@ -395,7 +398,8 @@ def test_a_folder_of_hf_opens(hf: tuple[str, Any, Path], tmp_path: Path) -> None
     """Family, task and configuration as HF says; back to HF through our own folder, every tensor is the same."""
     kind, _, folder = hf
     opened = open_checkpoint(folder)
-    assert (opened.family, opened.task, opened.notes, opened.fresh) == (*KINDS[kind], (), ())
+    assert (opened.family, opened.task, opened.folder, opened.fresh) == (*KINDS[kind], folder, ())
+    assert opened.notes == ((CONTRAST_NOTE,) if kind == "retrieval" else ())
     vision, text = opened.config.vision_config, opened.config.text_config
     assert (vision.num_attention_heads, vision.layer_norm_eps, text.layer_norm_eps) == (4, 1e-4, 1e-4)
     assert text.bos_token_id == 48
@@ -425,12 +429,13 @@ def test_hfs_tensors_are_found_in_every_form(hf: tuple[str, Any, Path], tmp_path
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_a_file_of_hfs_tensors_opens(hf: tuple[str, Any, Path]) -> None:
+def test_a_file_of_hfs_tensors_opens(hf: tuple[str, Any, Path], tmp_path: Path) -> None:
     """Without its configuration, heads and epsilons are given."""
     kind, _, folder = hf
     overrides = {"vision_heads": 4, "text_heads": 4, "vision_layer_norm_eps": 1e-4, "text_layer_norm_eps": 1e-4}
-    opened = open_checkpoint(folder / WEIGHTS, config=overrides)
+    opened = open_checkpoint(shutil.copy(folder / WEIGHTS, tmp_path), config=overrides)
     assert (opened.family, opened.task) == KINDS[kind]
+    assert opened.notes == ((CONTRAST_NOTE,) if kind == "retrieval" else ())
     with_config = open_checkpoint(folder)
     for section in ("vision_config", "text_config"):
         one, other = getattr(opened.config, section).to_dict(), getattr(with_config.config, section).to_dict()
@@ -438,6 +443,79 @@ def test_a_file_of_hfs_tensors_opens(hf: tuple[str, Any, Path]) -> None:
             key: other[key] for key in ("num_attention_heads", "layer_norm_eps", "hidden_act", "hidden_size")
         }
     assert opened.build().state_dict().keys() == with_config.build().state_dict().keys()
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "pytorch_model.bin", "model-00001-of-00002.safetensors"])
+def test_the_weights_of_a_folder_stand_for_it(hf: tuple[str, Any, Path], tmp_path: Path, file: str) -> None:
+    """With the heads and epsilons of its configuration rather than those of a file, and a note."""
+    _, model, folder = hf
+    shutil.copy(folder / CONFIG, tmp_path)
+    if file == "pytorch_model.bin":
+        torch.save(model.state_dict(), tmp_path / file)
+    else:
+        model.save_pretrained(tmp_path, max_shard_size="50KB" if "00001" in file else "1GB")
+        if "00001" in file:
+            file = min(path.name for path in tmp_path.glob("model-00001-of-*"))
+    expected, found = open_checkpoint(folder), open_checkpoint(tmp_path / file)
+    assert found.notes[0] == (f"{tmp_path / file} lies beside a config.json: opened with it, as the folder {tmp_path}")
+    assert (found.folder, found.source, found.task) == (tmp_path, str(tmp_path), expected.task)
+    assert found.config.vision_config.to_dict() == expected.config.vision_config.to_dict()
+    assert found.config.vision_config.num_attention_heads == 4
+    assert found.notes[1:] == expected.notes
+    state = expected.build().state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in found.build().state_dict().items())
+
+
+def test_a_file_beside_a_configuration_that_is_not_a_folders_weights_is_a_file(
+    hf: tuple[str, Any, Path], tmp_path: Path
+) -> None:
+    """Its name tells: the configuration may be anyone's."""
+    _, _, folder = hf
+    shutil.copy(folder / CONFIG, tmp_path)
+    opened = open_checkpoint(shutil.copy(folder / WEIGHTS, tmp_path / "mine.safetensors"))
+    assert opened.folder is None
+    assert opened.config.vision_config.num_attention_heads == 1
+
+
+def test_our_own_weights_stand_for_their_folder_or_for_nothing(folder: Path, spec: PruningSpec) -> None:
+    """Beside their configuration they prune as it says; alone they would open as another model, and are refused."""
+    opened = open_checkpoint(folder / WEIGHTS)
+    assert (opened.spec, opened.folder, opened.budget) == (spec, folder, BUDGET)
+    moved = folder / "mine.safetensors"
+    shutil.copy(folder / WEIGHTS, moved)
+    (folder / CONFIG).unlink()
+    for alone in (moved, folder / WEIGHTS):
+        assert _broken(alone) == (
+            f"{alone}: is the weights of a folder that madtp wrote, without the config.json that says how the model is "
+            "built and how it prunes; put both into one folder, the weights as model.safetensors, and name the folder"
+        )
+
+
+def test_a_missing_contrastive_temperature_is_no_secret(tmp_path: Path) -> None:
+    """Salesforce's file and our own folder must have it; for another task nobody needs it."""
+    path, state = _saved(tmp_path, "retrieval", madtp=False)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    opened = open_checkpoint(path)
+    save_weights(ours, opened.build(), opened.spec, opened.task, {})
+    _edit_weights(ours, lambda tensors: tensors.pop("temp"))
+    torch.save({key: value for key, value in state.items() if key != "temp"}, path)
+    for source in (path, ours):
+        assert _broken(source) == f"{source}: 1 tensors do not match the model: missing temp"
+    hf = {key: value for key, value in export_state(opened, "hf").items() if key != "temp"}
+    torch.save(hf, tmp_path / "hf.pth")
+    assert open_checkpoint(tmp_path / "hf.pth").state["temp"].item() == pytest.approx(0.07)
+    other = open_checkpoint(tmp_path / "hf.pth", task="nlvr2", config={"merge_from": 2})
+    assert CONTRAST_NOTE not in other.notes
+    assert "temp" not in other.build().state_dict()
+
+
+def test_an_activation_of_our_own_folder_is_not_ignored(folder: Path) -> None:
+    """BLIP's towers compute gelu, whatever a configuration says."""
+    _edit_config(folder, lambda data: data["vision_config"].update(hidden_act="quick_gelu"))
+    assert _broken(folder) == (
+        f"{folder / CONFIG}: the vision tower's activation is quick_gelu; blip models here compute gelu"
+    )
 
 
 def test_a_configuration_that_is_not_the_tensors_is_refused(hf: tuple[str, Any, Path], tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.weights import METADATA, read_file, read_folder
+from madtp_cli.models.weights import METADATA, read_file, read_folder, save
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(7)}
 
@@ -79,6 +80,18 @@ def test_our_own_safetensors_are_told(tmp_path: Path, metadata: dict[str, str] |
     """By what they say about themselves."""
     save_file(STATE, tmp_path / "x.safetensors", metadata=metadata)
     assert read_file(tmp_path / "x.safetensors").ours is ours
+
+
+def test_our_safetensors_have_the_same_bytes_every_time(tmp_path: Path) -> None:
+    """The order of what they say about themselves is fixed; safetensors' own reader finds all of it."""
+    written = set()
+    for row in range(8):
+        save(STATE, tmp_path / f"{row}.safetensors")
+        written.add((tmp_path / f"{row}.safetensors").read_bytes())
+    assert len(written) == 1
+    assert _same(load_file(tmp_path / "0.safetensors"))
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert file.metadata() == METADATA
 
 
 def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
