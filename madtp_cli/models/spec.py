@@ -14,6 +14,9 @@ from madtp_cli.models.tower import PruningPlan
 from madtp_cli.pruning import PRUNERS, Madtp
 from madtp_cli.pruning.madtp import Variant
 
+RELEASED_LEAST = {"clip": 2}
+"""The fewest tokens, class token apart, that the released code prunes a layer to, in families where it is not one."""
+
 
 @dataclass(frozen=True)
 class PruningSpec:
@@ -58,8 +61,11 @@ class PruningSpec:
         """Return plain JSON data."""
         return {**asdict(self), "layers": {tower: list(chosen) for tower, chosen in self.layers.items()}}
 
-    def plan(self, *, merge_gradient: bool = False) -> PruningPlan | None:
-        """Build the method and its layers; None for a dense model or temperature 0, which prunes nothing."""
+    def plan(self, *, merge_gradient: bool = False, family: str = "blip") -> PruningPlan | None:
+        """Build the method and its layers; None for a dense model or temperature 0, which prunes nothing.
+
+        `family` matters to the released variant alone, whose code differs between families.
+        """
         if self.method == "none" or self.temperature == 0:
             return None
         options: dict[str, Any] = {}
@@ -70,6 +76,7 @@ class PruningSpec:
                 "tokens": self.tokens,
                 "temperature": self.temperature,
                 "merge_gradient": merge_gradient,
+                "least": RELEASED_LEAST.get(family, 1),
             }
         return PruningPlan(
             PRUNERS[self.method](**options), {tower: frozenset(chosen) for tower, chosen in self.layers.items()}

@@ -28,7 +28,8 @@ class Madtp:
 
     `tokens`: adaptive keeps TIS > m * theta with m = strength / (1 - strength), so that strength 0.5 is the published
     threshold; scheduled keeps the same share 1 - strength of every sample. With `merge_gradient` the merge weights
-    carry gradient to the alignment tokens, as published.
+    carry gradient to the alignment tokens, as published. `least` is what the released variant prunes to at least: where
+    the published threshold would leave the batch fewer tokens per sample, it keeps all (2 in the released CLIP).
     """
 
     needs: frozenset[Need] = frozenset({"statistics", "guidance"})
@@ -41,12 +42,14 @@ class Madtp:
         tokens: Literal["adaptive", "scheduled"] = "adaptive",
         temperature: float = 1.0,
         merge_gradient: bool = False,
+        least: int = 1,
     ) -> None:
         self.scale = dim**-0.5 if variant == "normalised" else 1.0
         self.variant = variant
         self.tokens = tokens
         self.temperature = temperature
         self.merge_gradient = merge_gradient
+        self.least = least
 
     def select(self, evidence: Evidence, strength: float) -> Selection:
         """Keep what the scores and the threshold (or the share) say and fuse the rest into one token."""
@@ -64,7 +67,10 @@ class Madtp:
             # A threshold above every score keeps the best token; as published it keeps all, and cost is not monotone.
             keep |= rank == 0
         if self.variant == "released":
-            keep = rank < tokens.spans.sum((keep & ~tokens.protected).long()).max()
+            most = tokens.spans.sum((keep & ~tokens.protected).long()).max()
+            keep = rank < most
+            if strength <= PUBLISHED:
+                keep |= most < self.least
         return fuse(keep, importance, tokens)
 
     def importance(self, evidence: Evidence, logits: Tensor) -> Tensor:

@@ -210,6 +210,17 @@ def test_published_variants_keep_all_where_nothing_would_be_kept(variant: Varian
     assert _kept(tokens, Madtp(1).select(evidence, 0.5)) == [3]
 
 
+def test_released_variant_prunes_to_a_least_count() -> None:
+    """Where `paper` keeps 3 and 2, 3 of both stay; with a least count of 4 all do, unless the knob asks for more."""
+    tokens = Tokens.pack(torch.randn(14, 2), Spans.of([7, 7]))
+    class_row = torch.tensor([0.0, 9, 8, 7, 1, 1, 1, 0, 9, 8, 1, 1, 1, 1])
+    evidence = Evidence(tokens, 0, Statistics(class_row, torch.ones(14)), torch.ones(14, 1))
+    assert _kept(tokens, Madtp(1, variant="paper").select(evidence, 0.5)) == [5, 4]
+    for least, strength, counts in ((3, 0.5, [5, 5]), (4, 0.5, [7, 7]), (4, 0.99, [3, 3])):
+        method = Madtp(1, variant="released", least=least)
+        assert _kept(tokens, method.select(evidence, strength)) == counts
+
+
 @BOTH
 @pytest.mark.parametrize("strength", [0.2, 0.5, 0.8])
 def test_scheduled_keeps_the_best_share(lengths: list[int], strength: float) -> None:
