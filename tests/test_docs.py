@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from madtp_cli.data.samples import write_samples
 from madtp_cli.models.processor import image_processor
 from tests.models import released_states
-from tests.tiny_published import ROOT, check_accepted, go_offline, typed, write_tokenizer
+from tests.tiny_published import ROOT, check_accepted, go_offline, typed
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -71,9 +72,9 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(released_states.released("vqa", madtp=False), into / "mine.pth")
     write_hf(into / "blip-vqa-base", "blip")
     write_hf(into / "clip-vit-base-patch16", "clip")
-    write_tokenizer(into / "bert-base-uncased", "what", "colour", "is", "it", "red")
+    write_words(into / "bert-base-uncased", "blip")
     cached = folder / "hub" / "models--bert-base-uncased"
-    write_tokenizer(cached / "snapshots" / "a0", "what", "colour", "is", "it", "red")
+    write_words(cached / "snapshots" / "a0", "blip")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("a0", encoding="utf-8")
     write_samples("nlvr2", "nlvr2", folder / "data" / "nlvr2")
@@ -95,7 +96,24 @@ def write_hf(folder: Path, family: str) -> None:
         model = BlipForQuestionAnswering(BlipConfig(vision_config=vision, text_config=text))
     model.save_pretrained(folder)
     image_processor(family, 32).save_pretrained(folder)
-    write_tokenizer(folder, "what", "colour", "is", "it", "red")
+    write_words(folder, family)
+
+
+def write_words(folder: Path, family: str) -> None:
+    """Write a tokenizer whose special tokens stand where the published one has them: few words, many fillers."""
+    from transformers import BertTokenizer, CLIPTokenizer
+
+    if family == "clip":
+        letters = [letter + end for letter in string.printable if not letter.isspace() for end in ("", "</w>")]
+        fillers = [f"[unused{number}]" for number in range(WORDS["clip"] - len(letters) - 2)]
+        words = [*letters, *fillers, "<|startoftext|>", "<|endoftext|>"]
+        tokenizer: Any = CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    else:
+        fillers = [f"[unused{number}]" for number in range(WORDS["blip"])]
+        words = ["[PAD]", *fillers[:99], "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "colour", "is", "it", "red"]
+        words += fillers[99 : 99 + WORDS["blip"] - 2 - len(words)]  # [DEC] and [ENC] come on top
+        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import madtp_cli
+from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import SourceError, UsageError
@@ -87,3 +89,25 @@ def test_what_cannot_be_loaded_is_told(dense: Path, tmp_path: Path) -> None:
     (tmp_path / "half" / "preprocessor_config.json").unlink()
     with pytest.raises(SourceError, match=r"preprocessor_config.json: no such file"):
         madtp_cli.load(tmp_path / "half")
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(dense: Path, tmp_path: Path) -> None:
+    """Its sentences would be noise; what the configuration does not say, as of older folders, is not asked."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(dense, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["enc_token_id"] = 9
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    number = VOCABULARY.index("[ENC]")
+    fault = rf"mixed: the tokenizer .*mixed is not the one of the model: \[ENC\] is {number} and in the model 9 \(model"
+    with pytest.raises(SourceError, match=fault):
+        madtp_cli.load(folder)
+    config["text_config"]["enc_token_id"] = None
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    madtp_cli.load(folder)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (Path(madtp_cli.__file__).parent / "builtin").iterdir()))
+def test_every_built_in_model_has_its_own_tokenizer(name: str) -> None:
+    model, processor = madtp_cli.load(f"builtin:{name}")
+    assert (model.family, model.task) == (processor.family, processor.task)

@@ -19,7 +19,7 @@ from madtp_cli.models.blip import small_config
 from madtp_cli.models.checkpoints import BUILTIN, MODELS, TEMPERATURE, Checkpoint, open_checkpoint
 from madtp_cli.models.clip import small_clip_config
 from madtp_cli.models.configs import default_config
-from madtp_cli.models.processor import Processor
+from madtp_cli.models.processor import Processor, check_tokenizer
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.pruning import PRUNERS
 from madtp_cli.recipe import Recipe, resolve_layers
@@ -139,9 +139,9 @@ def fresh_processor(recipe: Recipe) -> Processor:
 
 
 def processor_of(checkpoint: Checkpoint, tokenizer: str | None = None) -> Processor:
-    """Open the processor of a checkpoint."""
+    """Open the processor of a checkpoint; raises SourceError for a tokenizer that is not its model's."""
     text = checkpoint.config.text_config
-    return Processor.from_folder(
+    processor = Processor.from_folder(
         checkpoint.folder,
         family=checkpoint.family,
         task=checkpoint.task,
@@ -149,6 +149,8 @@ def processor_of(checkpoint: Checkpoint, tokenizer: str | None = None) -> Proces
         tokenizer=tokenizer,
         longest=text.max_position_embeddings,
     )
+    check_tokenizer(processor, checkpoint.config, checkpoint.source)
+    return processor
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[PrunedModel, Processor]:

@@ -6,7 +6,7 @@ two cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.weights import read_json
+from madtp_cli.models.clip import LEGACY_EOS
+from madtp_cli.models.weights import one_line, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -159,6 +160,47 @@ def _is_ours(folder: Path) -> bool:
     return config.is_file() and "madtp" in read_json(config)
 
 
+def check_tokenizer(processor: Processor, config: Any, where: str) -> None:
+    """Refuse a tokenizer that was not the model's, whose every answer would be noise; raises SourceError.
+
+    Its ids must fit the vocabulary, and the special ones that the task uses be those of the configuration, which may
+    leave some open.
+    """
+    text = config.text_config
+    last = max(processor.tokenizer.get_vocab().values())
+    faults = []
+    if last >= text.vocab_size:
+        faults.append(f"it has {last + 1} words and the model {text.vocab_size}")
+    for name, key, found, wanted in _special_ids(processor, text, last):
+        if wanted is not None and found != wanted:
+            faults.append(f"{name} is {found} and in the model {wanted} (model.config.{key})")
+    if faults:
+        raise SourceError(
+            f"{where}: the tokenizer {processor.tokenizer.name_or_path or 'given'} is not the one of the model: "
+            f"{'; '.join(faults)}; name the model's as model.tokenizer, or mend model.config if that is what is wrong"
+        )
+
+
+def _special_ids(processor: Processor, text: Any, last: int) -> Iterator[tuple[str, str, int | None, int | None]]:
+    """Name each special token that a task uses, its override, and its id in the tokenizer and in the model."""
+    tokenizer = processor.tokenizer
+    ids = tokenizer("a")["input_ids"] or [None]
+    if processor.family == "clip":
+        end = text.eos_token_id
+        yield "the end of a text", "eos_token_id", ids[-1], last if end == LEGACY_EOS else end
+        return
+    vocabulary = tokenizer.get_vocab()
+    writes = processor.task in ("vqa", "caption")
+    if processor.task == "retrieval":
+        yield "[CLS]", "cls_token_id", ids[0], getattr(text, "cls_token_id", None)
+    if processor.task != "caption":
+        yield ENCODE, "enc_token_id", vocabulary.get(ENCODE), getattr(text, "enc_token_id", None)
+    if writes:
+        yield DECODE, "dec_token_id", vocabulary.get(DECODE), text.bos_token_id
+        yield "[PAD]", "pad_token_id", tokenizer.pad_token_id, text.pad_token_id
+    yield "[SEP]", "sep_token_id", ids[-1], text.sep_token_id
+
+
 def image_processor(family: str, size: int, **normalise: Any) -> Any:
     """Make the family's image processor: BLIP squeezes an image into a square, CLIP cuts the middle out."""
     settings = {f"image_{name}": value for name, value in normalise.items()}
@@ -206,15 +248,36 @@ def _fetched(name: str) -> Path:
     for cached in (True, False):
         try:
             folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=cached))
-        except Exception:  # the hub's client raises many kinds
+        except Exception as error:  # the hub's client raises many kinds
+            cause = _cause(error, name)
             continue
         if any((folder / file).is_file() for file in _TOKENIZERS):
             return folder
+        cause = "it has none of " + ", ".join(_TOKENIZERS)
     raise SourceError(
-        f"{name}: this tokenizer is neither a folder here nor in the cache, and cannot be fetched; where there is a "
-        f"network, run: hf download {name} --include '*token*.json' 'vocab*' merges.txt config.json --local-dir "
-        "FOLDER; then name the folder with --set model.tokenizer=FOLDER"
+        f"{name}: this tokenizer is neither a folder here nor in the cache, and cannot be fetched ({cause}); where "
+        f"there is a network, run: hf download {name} --include '*token*.json' 'vocab*' merges.txt config.json "
+        "--local-dir FOLDER; then name the folder with --set model.tokenizer=FOLDER"
     )
+
+
+def _cause(error: Exception, name: str) -> str:
+    """Say in a few words why the hub gave nothing."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError as NotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"it is gated: ask for access at https://huggingface.co/{name} and log in with hf auth login"
+    if isinstance(error, NotFoundError):
+        return "the hub has no such repository, or it is private"
+    if isinstance(error, HFValidationError):
+        return "that is no id of the hub"
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, (LocalEntryNotFoundError, ConnectionError)):
+        return "there is no network"
+    return one_line(error)[:200] or type(error).__name__
 
 
 def _read(read: Any, where: str) -> Any:

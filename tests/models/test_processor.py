@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,10 @@ from madtp_cli.data.shapes import PairSample, ShapesPairs
 from madtp_cli.data.shapes_single import ShapesCaptions, ShapesQuestions, ShapesRetrieval
 from madtp_cli.engine.tasks.base import IMAGE_MEAN, IMAGE_STD, Normalisation
 from madtp_cli.errors import SourceError
-from madtp_cli.models.processor import FILES, PUBLISHED, Processor, image_processor
+from madtp_cli.models.blip import small_config
+from madtp_cli.models.clip import small_clip_config
+from madtp_cli.models.processor import FILES, PUBLISHED, Processor, check_tokenizer, image_processor
+from tests.tiny_published import go_offline
 from tests.tiny_runs import names
 
 DATA = ShapesPairs("test", 64)
@@ -265,6 +270,41 @@ def test_clips_own_tokenizer(tmp_path: Path) -> None:
     assert len(found.tokenizer.get_vocab()) == len(letters)
 
 
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("GatedRepoError", "it is gated: ask for access at https://huggingface.co/a/b and log in with hf auth login"),
+        ("RepositoryNotFoundError", "the hub has no such repository, or it is private"),
+        ("HFValidationError", "that is no id of the hub"),
+        ("LocalEntryNotFoundError", "there is no network"),
+    ],
+)
+def test_what_the_hub_says_is_told(kind: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a few words."""
+
+    def refuse(name: str, **options: Any) -> str:
+        error = getattr(huggingface_hub.errors, kind)
+        raise error.__new__(error)  # some want a response of the network
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(SourceError, match=re.escape(f"and cannot be fetched ({cause}); where there is a network")):
+        Processor.from_folder(None, image_size=32, tokenizer="a/b")
+
+
+def test_a_repository_without_a_tokenizer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    with pytest.raises(SourceError, match=r"\(it has none of tokenizer.json, vocab.txt, vocab.json\)"):
+        Processor.from_folder(None, image_size=32, tokenizer="a/b")
+
+
+def test_offline_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the setting that says so, with the hub's own client."""
+    go_offline(monkeypatch, tmp_path)
+    with pytest.raises(SourceError, match=r"cannot be fetched \(HF_HUB_OFFLINE is set\)"):
+        Processor.from_folder(None, image_size=32, tokenizer="a/b")
+
+
 @pytest.mark.parametrize(("family", "name"), sorted(PUBLISHED.items()))
 def test_without_a_network_it_says_what_to_fetch(
     family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -274,15 +314,18 @@ def test_without_a_network_it_says_what_to_fetch(
 
     def offline(repository: str, *, local_files_only: bool, **options: Any) -> str:
         asked.append((repository, local_files_only))
-        raise OSError("no network")
+        raise OSError("503 Service Unavailable")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(SourceError) as caught:
         Processor.from_folder(tmp_path, family=family, image_size=32)
     assert asked == [(name, True), (name, False)]
     assert caught.value.exit_code == 4
     message = str(caught.value)
-    assert message.startswith(f"{name}: this tokenizer is neither a folder here nor in the cache")
+    assert message.startswith(
+        f"{name}: this tokenizer is neither a folder here nor in the cache, and cannot be fetched (503 Service Unavaila"
+    )
     assert f"hf download {name} " in message
     assert "--set model.tokenizer=FOLDER" in message
 
@@ -293,6 +336,74 @@ def test_a_published_tokenizer_is_taken_from_the_cache(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder))
     found = Processor.from_folder(None, task="vqa", image_size=32)
     assert found.words("red") == words("[ENC]", "red", "[SEP]")
+
+
+# Whether it is the model's ---------------------------------------------------------------------------------------
+
+
+def _config(**changes: int | None) -> Any:
+    """Describe a BLIP that reads the words of the generated data."""
+    ids: dict[str, Any] = {f"{name}_token_id": IDS[f"[{name.upper()}]"] for name in ("dec", "enc", "sep", "pad")}
+    config = small_config(image_size=32, vocab_size=len(VOCABULARY), **(ids | changes))
+    config.text_config.cls_token_id = IDS["[CLS]"]
+    return config
+
+
+TASKS = ("nlvr2", "vqa", "caption", "retrieval")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_models_own_tokenizer_passes(task: str) -> None:
+    """Also where the configuration leaves ids open."""
+    processor = Processor.from_words(VOCABULARY, 32, task=task)
+    check_tokenizer(processor, _config(), "x")
+    open_ids = _config(dec_token_id=None, enc_token_id=None, sep_token_id=None)
+    open_ids.text_config.cls_token_id = None
+    check_tokenizer(processor, open_ids, "x")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_another_tokenizer_is_refused(task: str) -> None:
+    """By each special token that the task uses, with both ids and the settings; those it does not use are no fault."""
+    processor = Processor.from_words(VOCABULARY, 32, task=task)
+    wrong = _config(dec_token_id=40, enc_token_id=41, sep_token_id=42, pad_token_id=43)
+    wrong.text_config.cls_token_id = 44
+    used = {"nlvr2": "enc sep", "vqa": "enc dec pad sep", "caption": "dec pad sep", "retrieval": "cls enc sep"}
+    others = {"dec": 40, "enc": 41, "sep": 42, "pad": 43, "cls": 44}
+    faults = (
+        f"[{name.upper()}] is {IDS[f'[{name.upper()}]']} and in the model {others[name]} (model.config.{name}_token_id)"
+        for name in used[task].split()
+    )
+    with pytest.raises(SourceError) as caught:
+        check_tokenizer(processor, wrong, "x.pth")
+    assert str(caught.value) == (
+        f"x.pth: the tokenizer given is not the one of the model: {'; '.join(faults)}; name the model's as "
+        "model.tokenizer, or mend model.config if that is what is wrong"
+    )
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder: Path) -> None:
+    """It would read beyond the embeddings; one with fewer words is no fault of its own."""
+    processor, config = Processor.from_folder(folder), _config()
+    config.text_config.vocab_size += 5
+    check_tokenizer(processor, config, "x.pth")
+    config.text_config.vocab_size = 50
+    with pytest.raises(SourceError) as caught:
+        check_tokenizer(processor, config, "x.pth")
+    message = f"x.pth: the tokenizer {folder} is not the one of the model: it has {len(VOCABULARY)} words and the model"
+    assert str(caught.value).startswith(f"{message} 50; ")
+
+
+def test_a_clip_needs_its_own_end_of_text() -> None:
+    """Which is the last word where the configuration is one of HF's oldest."""
+    processor = Processor.from_words(VOCABULARY, 32, family="clip", task="retrieval")
+    sizes: dict[str, Any] = {"image_size": 32, "vocab_size": len(VOCABULARY)}
+    check_tokenizer(processor, small_clip_config(**sizes, eos_token_id=IDS["[SEP]"]), "x")
+    for other, wanted in ((7, 7), (2, len(VOCABULARY) - 1)):
+        with pytest.raises(SourceError) as caught:
+            check_tokenizer(processor, small_clip_config(**sizes, eos_token_id=other), "x")
+        fault = f"the end of a text is {IDS['[SEP]']} and in the model {wanted} (model.config.eos_token_id); name"
+        assert fault in str(caught.value)
 
 
 def test_settings_in_the_file_of_transformers_5_are_read(tmp_path: Path) -> None:
