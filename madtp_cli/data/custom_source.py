@@ -65,6 +65,25 @@ def _undecoded(datasets: Any, rows: Any) -> Any:
     return rows
 
 
+def stored_images(rows: Any, column: str) -> list[tuple[str | None, bool]]:
+    """Return the path of each image of a table, None for none, and whether its bytes are there too, unread."""
+    table = rows.select_columns([column]).with_format("arrow")[:]
+    if str(table.column(column).type) in ("string", "large_string"):
+        return [(path, False) for path in table.column(column).to_pylist()]
+    flat = table.flatten()  # Image columns are pairs of bytes and path
+    fields = [f"{column}.{name}" for name in ("path", "bytes")]
+    if not set(fields) & set(flat.column_names):
+        return [(None, True)] * len(table)
+    paths, data = (flat.column(name) if name in flat.column_names else None for name in fields)
+    return list(
+        zip(
+            [None] * len(table) if paths is None else paths.to_pylist(),
+            [False] * len(table) if data is None else data.is_valid().to_pylist(),
+            strict=True,
+        )
+    )
+
+
 def _explain(source: str, split: str, error: Exception, *, is_local: bool) -> str:
     message = " ".join(str(error).split())[:300]
     offline = bool(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,8 +17,16 @@ from madtp_cli.errors import SourceError
 
 Array = NDArray[Any]
 Source = Any
-"""An image as data sets have it: a path, the bytes of a file, or a PIL image."""
+"""An image as data sets have it: a path, the bytes of a file, a PIL image, or one of them that is Embedded."""
 _NAMED = 5  # images that a message names; the others are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An image inside a table, and where it is there."""
+
+    data: Any
+    where: str
 
 
 class ImageFolder:
@@ -79,6 +88,12 @@ class ImageReader:
 
     def _decode(self, source: Source) -> Array | str:
         """Return an image, or why there is none."""
+        if not isinstance(source, Embedded):
+            return self._decode_plain(source)
+        found = self._decode_plain(source.data)
+        return f"{source.where}: {found}" if isinstance(found, str) else found
+
+    def _decode_plain(self, source: Any) -> Array | str:
         from PIL import Image
 
         try:

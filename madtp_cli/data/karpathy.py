@@ -18,7 +18,6 @@ from madtp_cli.data.packing import CaptionSample
 from madtp_cli.data.words import MAX_CAPTION_WORDS, clean_caption
 from madtp_cli.errors import SourceError
 
-PROMPT = "a picture of"
 MAX_CAPTION_TOKENS, MAX_RETRIEVAL_TOKENS = 40, 35  # as BLIP trains; CLIP reads up to 77
 # Karpathy trains on what the COCO validation images leave over, too.
 _SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
@@ -44,15 +43,16 @@ class KarpathyCaptions(FileSplit[CaptionSample, CaptionBatch]):
         split: str,
         prepare: Preparation,
         *,
-        prompt: str = PROMPT,
+        prompt: str = "",
         max_words: int = MAX_CAPTION_WORDS,
         max_tokens: int | None = MAX_CAPTION_TOKENS,
         max_broken: int = 0,
+        shared: bool = False,
     ) -> None:
         finder = Finder(ImageFolder(images))
         samples = [
             sample
-            for found in _read(annotations, split, finder)
+            for found in _read(annotations, split, finder, shared)
             for sample in _samples(found, max_words, every=split == "train")
         ]
         super().__init__(
@@ -82,10 +82,13 @@ class KarpathyRetrieval(FileSplit[CaptionSample, RetrievalBatch]):
         max_words: int = MAX_CAPTION_WORDS,
         max_tokens: int | None = MAX_RETRIEVAL_TOKENS,
         max_broken: int = 0,
+        shared: bool = False,
     ) -> None:
         finder = Finder(ImageFolder(images))
         samples = [
-            sample for found in _read(annotations, split, finder) for sample in _samples(found, max_words, every=True)
+            sample
+            for found in _read(annotations, split, finder, shared)
+            for sample in _samples(found, max_words, every=True)
         ]
         super().__init__(
             samples,
@@ -108,8 +111,10 @@ def _samples(found: Captioned, max_words: int, *, every: bool) -> Iterator[Capti
         )
 
 
-def _read(path: Path, split: str, finder: Finder) -> list[Captioned]:
-    """Return the images of a split; raises SourceError if the file has none."""
+def _read(path: Path, split: str, finder: Finder, shared: bool) -> list[Captioned]:
+    """Return the images of a split; raises SourceError if the file has none, or is `shared` by splits and does not
+    tell them apart.
+    """
     if split not in _SPLITS:
         raise SourceError(f"{path}: there is no split {split!r}; try one of {', '.join(_SPLITS)}")
     captions: dict[str, list[str]] = {}
@@ -121,6 +126,11 @@ def _read(path: Path, split: str, finder: Finder) -> list[Captioned]:
             if part in _SPLITS[split]:
                 texts = [sentence.text("raw") for sentence in entry.entries("sentences")]
                 captions.setdefault(_image(entry, finder), []).extend(texts)
+        elif shared:
+            raise entry.error(
+                "does not say which split it belongs to, but the file is given for several; name a file for each of "
+                f"train, validation and test in data.annotations, {DOCS}"
+            )
         else:
             name = entry.text("image")
             image = finder.find([name, f"images/{name}", name.rpartition("/")[2]])

@@ -15,11 +15,6 @@ Array = NDArray[Any]
 RECALLS = (1, 5, 10)
 
 
-def accuracy(predictions: Sequence[int], references: Sequence[int], groups: Sequence[str]) -> dict[str, float]:
-    """Return the share of right predictions, in all and per group as `accuracy/<group>`."""
-    return _shares(np.asarray(predictions) == np.asarray(references), groups)
-
-
 def nlvr2_scores(predictions: Sequence[int], references: Sequence[int], groups: Sequence[str]) -> dict[str, float]:
     """Return accuracy and consistency: the share of sentences that are judged right on all their pairs of images.
 

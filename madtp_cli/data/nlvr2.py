@@ -8,6 +8,7 @@ from pathlib import Path
 from madtp_cli.data.annotations import DOCS, Entry, read_entries
 from madtp_cli.data.batch import PairBatch, Preparation
 from madtp_cli.data.file_split import FileSplit, Finder
+from madtp_cli.data.holdout import Part
 from madtp_cli.data.images import ImageFolder, stem
 from madtp_cli.data.packing import PairSample
 from madtp_cli.data.words import MAX_SENTENCE_WORDS, clean_caption
@@ -34,6 +35,7 @@ class Nlvr2Pairs(FileSplit[PairSample, PairBatch]):
         *,
         max_words: int = MAX_SENTENCE_WORDS,
         max_broken: int = 0,
+        part: Part | None = None,
     ) -> None:
         entries = read_entries(annotations)
         finder = Finder(ImageFolder(images))
@@ -43,7 +45,9 @@ class Nlvr2Pairs(FileSplit[PairSample, PairBatch]):
             else _official(entry, finder, max_words)
             for index, entry in enumerate(entries)
         ]
-        super().__init__(samples, finder.missing, finder.folder, prepare, where=annotations, max_broken=max_broken)
+        super().__init__(
+            samples, finder.missing, finder.folder, prepare, where=annotations, max_broken=max_broken, part=part
+        )
 
 
 def _official(entry: Entry, finder: Finder, max_words: int) -> PairSample:
@@ -62,6 +66,7 @@ def _official(entry: Entry, finder: Finder, max_words: int) -> PairSample:
         images=(left, right),
         text=clean_caption(entry.text("sentence"), max_words),
         group=f"{split}-{images}--{sentence}",
+        unit=f"{split}-{images}",  # the eight images of a set are those of all its sentences
         label=entry.truth("label"),
     )
 
@@ -80,5 +85,6 @@ def _listed(entry: Entry, finder: Finder, max_words: int, name: str) -> PairSamp
         images=(left, right),
         text=clean_caption(text, max_words),
         group=group,
+        unit=f"{parts[1]}-{parts[2]}" if parts else "",
         label=entry.truth("label"),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from madtp_cli.data.annotations import DOCS, Entry, read_entries
 from madtp_cli.data.batch import PairBatch, Preparation
 from madtp_cli.data.file_split import FileSplit, Finder
+from madtp_cli.data.holdout import Part
 from madtp_cli.data.images import ImageFolder, stem
 from madtp_cli.data.packing import PairSample
 from madtp_cli.data.words import MAX_SENTENCE_WORDS, clean_caption
@@ -35,6 +36,7 @@ class NlvrV1Pairs(FileSplit[PairSample, PairBatch]):
         *,
         max_words: int = MAX_SENTENCE_WORDS,
         max_broken: int = 0,
+        part: Part | None = None,
     ) -> None:
         finder = Finder(ImageFolder(images))
         samples = [
@@ -42,7 +44,9 @@ class NlvrV1Pairs(FileSplit[PairSample, PairBatch]):
             for entry in read_entries(annotations)
             for sample in _permutations(entry, finder, annotations.stem, max_words)
         ]
-        super().__init__(samples, finder.missing, finder.folder, prepare, where=annotations, max_broken=max_broken)
+        super().__init__(
+            samples, finder.missing, finder.folder, prepare, where=annotations, max_broken=max_broken, part=part
+        )
 
 
 def _permutations(entry: Entry, finder: Finder, split: str, max_words: int) -> Iterator[PairSample]:
@@ -64,5 +68,6 @@ def _permutations(entry: Entry, finder: Finder, split: str, max_words: int) -> I
             images=(image, image),
             text=clean_caption(entry.text("sentence"), max_words),
             group=f"{split}-{group}",
+            unit=f"{split}-{group}",
             label=entry.truth("label"),
         )

@@ -35,6 +35,8 @@ class Sample:
     """Names of its images: left and right for pairs, else one."""
     text: str
     group: str = ""
+    unit: str = ""
+    """What is never divided between training and held-out samples; empty: its first image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from madtp_cli.data.annotations import DOCS, Entry, read_entries
 from madtp_cli.data.batch import Preparation, QuestionBatch
-from madtp_cli.data.file_split import FileSplit, Finder
-from madtp_cli.data.images import ImageFolder
+from madtp_cli.data.file_split import FileSplit, Finder, Places, Unsought
+from madtp_cli.data.holdout import Part
+from madtp_cli.data.images import ImageFolder, stem
 from madtp_cli.data.packing import QuestionSample
 from madtp_cli.data.words import answer_weights, clean_question
 from madtp_cli.errors import SourceError
@@ -19,13 +19,6 @@ from madtp_cli.errors import SourceError
 GENOME_WEIGHT = 0.2  # of the one answer that a Visual Genome question has, as BLIP trains
 MAX_QUESTION_TOKENS = 35
 _YEARS = {"train": "train2014", "val": "val2014", "test": "test2015"}
-
-
-class Answered(Protocol):
-    """A split of questions whose answers are known."""
-
-    def answers(self) -> Iterator[tuple[str, ...]]:
-        """Yield what the annotators of each question answered."""
 
 
 class VqaQuestions(FileSplit[QuestionSample, QuestionBatch]):
@@ -49,32 +42,23 @@ class VqaQuestions(FileSplit[QuestionSample, QuestionBatch]):
         genome_images: Path | None = None,
         max_tokens: int | None = MAX_QUESTION_TOKENS,
         max_broken: int = 0,
+        part: Part | None = None,
     ) -> None:
-        asked = _paths(questions)
-        answered = _paths(annotations)
-        if answered and len(answered) != len(asked):
-            raise SourceError(
-                f"{asked[0]}: got {len(asked)} files of questions and {len(answered)} of annotations; give one for each"
-            )
         finder = Finder(ImageFolder(images))
         genome = Finder(ImageFolder(genome_images.absolute())) if genome_images else None
-        samples: list[QuestionSample] = []
-        for index, path in enumerate(asked):
-            if _is_list(path):
-                samples += _listed(path, finder, genome)
-            else:
-                samples += _official(path, answered[index] if answered else None, finder)
+        samples = list(_read(questions, annotations, finder, genome))
         missing = list(finder.missing)
         if genome is not None:
-            missing += [str(genome.folder.path(name)) for name in genome.missing]
+            missing += map(genome.full, genome.missing)
         super().__init__(
             samples,
             missing,
             finder.folder,
             prepare,
-            where=asked[0],
+            where=_paths(questions)[0],
             max_broken=max_broken,
             max_tokens=max_tokens,
+            part=part,
         )
 
     def answers(self) -> Iterator[tuple[str, ...]]:
@@ -95,10 +79,38 @@ def read_answers(path: Path) -> list[str]:
     return list(dict.fromkeys(answers))
 
 
-def frequent_answers(split: Answered, most: int) -> list[str]:
-    """Return the answers that most questions of a split have, the most frequent first."""
-    counts = Counter(answer for given in split.answers() for answer in dict.fromkeys(given))
+def given_answers(
+    questions: Path | Sequence[Path], annotations: Path | Sequence[Path] | None, part: Part | None = None
+) -> Iterator[tuple[str, ...]]:
+    """Yield what the annotators of each question answered, from the annotations alone: no image has to be there."""
+    for sample in _read(questions, annotations, Unsought(), Unsought()):
+        if part is None or part.takes(sample):
+            yield sample.references
+
+
+def frequent_answers(given: Iterable[tuple[str, ...]], most: int) -> list[str]:
+    """Return the answers that most questions have, the most frequent first."""
+    counts = Counter(answer for answers in given for answer in dict.fromkeys(answers))
     return [answer for answer, _ in counts.most_common(most)]
+
+
+def _read(
+    questions: Path | Sequence[Path],
+    annotations: Path | Sequence[Path] | None,
+    places: Places,
+    genome: Places | None,
+) -> Iterator[QuestionSample]:
+    asked = _paths(questions)
+    answered = _paths(annotations)
+    if answered and len(answered) != len(asked):
+        raise SourceError(
+            f"{asked[0]}: got {len(asked)} files of questions and {len(answered)} of annotations; give one for each"
+        )
+    for index, path in enumerate(asked):
+        if _is_list(path):
+            yield from _listed(path, places, genome)
+        else:
+            yield from _official(path, answered[index] if answered else None, places)
 
 
 def _paths(given: Path | Sequence[Path] | None) -> list[Path]:
@@ -115,7 +127,7 @@ def _is_list(path: Path) -> bool:
         return False  # reading it says what is wrong
 
 
-def _official(path: Path, annotations: Path | None, finder: Finder) -> Iterator[QuestionSample]:
+def _official(path: Path, annotations: Path | None, places: Places) -> Iterator[QuestionSample]:
     asked = read_entries(path, "questions")
     answers = {}
     if annotations is not None:
@@ -129,11 +141,12 @@ def _official(path: Path, annotations: Path | None, finder: Finder) -> Iterator[
         name = f"COCO_{year}_{entry.number('image_id'):012d}.jpg"
         yield QuestionSample(
             id=str(number),
-            images=(finder.find([f"{year}/{name}", name, f"images/{year}/{name}"]),),
+            images=(places.find([f"{year}/{name}", name, f"images/{year}/{name}"]),),
             text=clean_question(entry.text("question")),
             group=kind,
             answers=answer_weights(given),
             references=given,
+            unit=stem(name),
         )
 
 
@@ -164,19 +177,19 @@ def _subtype(path: Path) -> str:
     return str(head.get("data_subtype", "")) if isinstance(head, dict) else ""
 
 
-def _listed(path: Path, finder: Finder, genome: Finder | None) -> Iterator[QuestionSample]:
+def _listed(path: Path, places: Places, genome: Places | None) -> Iterator[QuestionSample]:
     for index, entry in enumerate(read_entries(path)):
         given = entry.texts("answer") if entry.values.get("answer") is not None else ()
         weights = answer_weights(given)
         name = entry.text("image")
         number = entry.values.get("question_id")
         if entry.values.get("dataset") != "vg":
-            image = finder.find([name, name.rpartition("/")[2]])
+            image = places.find([name, name.rpartition("/")[2]])
         elif genome is None:
             raise entry.error("is a Visual Genome question; give the folder of its images in data.genome_images")
         else:
             # Absolute, because it lies in another folder than the rest; numbered, because its ids are VQA's too.
-            image = str(genome.folder.path(genome.find([name, name.removeprefix("image/")])))
+            image = genome.full(genome.find([name, name.removeprefix("image/")]))
             weights, number = dict.fromkeys(weights, GENOME_WEIGHT), None
         yield QuestionSample(
             id=f"{path.stem}/{index}" if number is None else str(number),
@@ -185,4 +198,5 @@ def _listed(path: Path, finder: Finder, genome: Finder | None) -> Iterator[Quest
             group=str(entry.values.get("answer_type", "")),
             answers=weights,
             references=given,
+            unit=stem(name),  # the same wherever the images lie
         )

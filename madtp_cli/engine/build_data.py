@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,11 +13,21 @@ from madtp_cli.data.batch import Split
 from madtp_cli.data.caption_metrics import caption_scores, official_caption_scores
 from madtp_cli.data.metrics import nlvr2_scores, recalls, vqa_accuracy
 from madtp_cli.data.order import Repeated, Shuffled
+from madtp_cli.engine.data_files import (
+    annotations_of,
+    check_apart,
+    file_of,
+    images_of,
+    named,
+    part_of,
+    questions_of,
+    sources_of,
+)
 from madtp_cli.engine.tasks.base import Normalisation, Task
 from madtp_cli.engine.tasks.caption import Caption, Writing
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.tasks.retrieval import Retrieval
-from madtp_cli.engine.tasks.vqa import Answering, Vqa
+from madtp_cli.engine.tasks.vqa import ANSWER_LIST, Answering, Vqa
 from madtp_cli.errors import SourceError
 from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe
@@ -27,6 +37,7 @@ SPLITS = ("train", "validation", "test")
 # BLIP's list of answers to rank has 3,128: those given most often in the training split.
 ANSWERS = 3128
 MOST_NAMED = 5  # images that a line names
+SAME_SAMPLES = "validation and test are the same samples: what is reported as test also chose weights and strength"
 SHAPES_SPLITS: Mapping[str, type[Any]] = {
     "nlvr2": shapes.ShapesPairs,
     "vqa": shapes_single.ShapesQuestions,
@@ -75,9 +86,16 @@ def facts(name: str) -> DataFacts:
 class Splits:
     """The three splits of a run, each opened when it is first asked for, and the task that reads them."""
 
-    def __init__(self, open_split: Callable[[str], Split[Any]], make_task: Callable[[Splits], Task]) -> None:
+    def __init__(
+        self,
+        open_split: Callable[[str], Split[Any]],
+        make_task: Callable[[Splits], Task],
+        notes: tuple[str, ...] = (),
+    ) -> None:
         self._open = open_split
         self._make_task = make_task
+        self.notes = notes
+        """What a reader of the results should know of the splits."""
 
     @cached_property
     def train(self) -> Split[Any]:
@@ -100,9 +118,13 @@ class Splits:
         return self._make_task(self)
 
     def open(self) -> None:
-        """Open all three now, so that what is missing is found before anything is computed; raises SourceError."""
+        """Open all three and the task now, so that what is missing is found before anything is computed.
+
+        Raises SourceError.
+        """
         for name in SPLITS:
             len(getattr(self, name))
+        self.task  # noqa: B018
 
     def named(self, name: str) -> Split[Any]:
         """Return `validation` (or `val`) or `test`."""
@@ -114,35 +136,42 @@ class Splits:
         return {name: tuple(found) for name, split in opened.items() if (found := getattr(split, "broken", None))}
 
 
-def broken_notes(splits: Splits) -> list[str]:
-    """Say which images were left out, a line for each split that has any."""
+def data_notes(splits: Splits) -> list[str]:
+    """Say what a reader of the results should know of the splits, and which images were left out of each."""
     return [
-        f"{name}: {len(found)} images left out (data.max_broken): {', '.join(found[:MOST_NAMED])}"
-        + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
-        for name, found in splits.broken().items()
+        *splits.notes,
+        *(
+            f"{name}: {len(found)} images left out (data.max_broken): {', '.join(found[:MOST_NAMED])}"
+            + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+            for name, found in splits.broken().items()
+        ),
     ]
 
 
-def open_splits(recipe: Recipe, processor: Processor) -> Splits:
-    """Make a recipe's data ready to open; raises SourceError once a split is opened that is not there."""
-    return Splits(partial(_open, recipe, processor), partial(make_task, recipe, processor))
+def open_splits(recipe: Recipe, processor: Processor, folder: Path | None = None) -> Splits:
+    """Make a recipe's data ready to open; raises SourceError once a split is opened that is not there.
+
+    `folder` is that of a checkpoint to evaluate, which may hold the answers that it ranks.
+    """
+    notes = (SAME_SAMPLES,) if sources_of(recipe.data, "validation") & sources_of(recipe.data, "test") else ()
+    return Splits(partial(_open, recipe, processor), lambda _: make_task(recipe, processor, folder), notes)
 
 
-def make_task(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+def make_task(recipe: Recipe, processor: Processor, folder: Path | None = None) -> Task:
     """Put together how the recipe's task is run, trained and scored."""
-    return TASKS[recipe.task](recipe, processor, splits)
+    return TASKS[recipe.task](recipe, processor, folder)
 
 
-def _nlvr2(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+def _nlvr2(recipe: Recipe, processor: Processor, folder: Path | None) -> Task:
     metric = shapes.accuracy if recipe.data.name == "shapes" else nlvr2_scores
     return Nlvr2(metric, _normalisation(processor))
 
 
-def _vqa(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+def _vqa(recipe: Recipe, processor: Processor, folder: Path | None) -> Task:
     how = recipe.inference
     words: tuple[str, ...] = ()
     if how.answers == "rank":
-        words = _candidates(recipe, splits)
+        words = _candidates(recipe, folder)
     answering = Answering(
         by=how.answers,
         candidates=words,
@@ -157,16 +186,41 @@ def _vqa(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
     return Vqa(metric, answering, _normalisation(processor), recipe.training.label_smoothing)
 
 
-def _candidates(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
-    if recipe.inference.answer_list is not None:
-        return tuple(vqav2.read_answers(Path(recipe.inference.answer_list)))
+def _candidates(recipe: Recipe, folder: Path | None) -> tuple[str, ...]:
+    """Return the answers to rank: the recipe's list, those a checkpoint brings, or those of the training split."""
+    listed = recipe.inference.answer_list
+    if folder is not None and (folder / ANSWER_LIST).is_file() and not (listed and Path(listed).is_file()):
+        # A checkpoint's own recipe may name a list of the machine it was made on.
+        return tuple(vqav2.read_answers(folder / ANSWER_LIST))
+    if listed is not None:
+        return tuple(vqav2.read_answers(Path(listed)))
     if recipe.data.name == "shapes":
         return shapes_single.answer_list()
-    train: Any = splits.train  # in an order of its own, around the split
-    return tuple(vqav2.frequent_answers(train.split, ANSWERS))
+    found = tuple(vqav2.frequent_answers(_training_answers(recipe.data), ANSWERS))
+    if not found:
+        raise SourceError(
+            "the training split has no answers to rank: name a list of them in inference.answer_list, or set "
+            "inference.answers to generate"
+        )
+    return found
 
 
-def _caption(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+def _training_answers(data: DataSection) -> Iterator[tuple[str, ...]]:
+    """Yield the answers to the questions of the training split, without its images."""
+    if data.name == "custom":
+        assert data.source is not None
+        if data.streaming:
+            raise SourceError(
+                "data.streaming: the answers to rank cannot be counted in a stream; name a list of them in "
+                "inference.answer_list, or set inference.answers to generate"
+            )
+        return custom.given_answers(
+            data.source, data.splits.train, data.columns, config=data.config, part=part_of(data, "train")
+        )
+    return vqav2.given_answers(questions_of(data, "train"), annotations_of(data, "train"), part_of(data, "train"))
+
+
+def _caption(recipe: Recipe, processor: Processor, folder: Path | None) -> Task:
     how, shaped = recipe.inference, recipe.data.name == "shapes"
     prompt = "" if shaped else how.prompt
     writing = Writing(
@@ -195,11 +249,11 @@ def _official(
     )
 
 
-def _retrieval(recipe: Recipe, processor: Processor, splits: Splits) -> Task:
+def _retrieval(recipe: Recipe, processor: Processor, folder: Path | None) -> Task:
     return Retrieval(recalls, _normalisation(processor), k=recipe.inference.k_test)
 
 
-TASKS: Mapping[str, Callable[[Recipe, Processor, Splits], Task]] = {
+TASKS: Mapping[str, Callable[[Recipe, Processor, Path | None], Task]] = {
     "nlvr2": _nlvr2,
     "vqa": _vqa,
     "caption": _caption,
@@ -214,7 +268,11 @@ def _normalisation(processor: Processor) -> Normalisation:
 def _open(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     """Open one split; positions in the training split run on without end, files shuffled anew in every epoch."""
     data = recipe.data
+    if split == "train":
+        check_apart(data)
     opened: Any = OPENERS[data.name](recipe, processor, split)
+    if recipe.task == "vqa" and hasattr(opened, "answers"):
+        _check_answers(opened, split)
     if split != "train":
         return opened
     if data.name == "shapes":
@@ -235,22 +293,23 @@ def _open_shapes(recipe: Recipe, processor: Processor, split: str) -> Split[Any]
 
 def _open_pairs(kind: type[Any], recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     data = recipe.data
-    opened: Split[Any] = kind(_file(data, split), _images(data), processor, max_broken=data.max_broken)
+    opened: Split[Any] = kind(
+        file_of(data, split), images_of(data), processor, max_broken=data.max_broken, part=part_of(data, split)
+    )
     return opened
 
 
 def _open_vqav2(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     data = recipe.data
-    assert data.questions is not None
-    annotations = _files(data.annotations, split) if isinstance(data.annotations, SplitFiles) else None
     genome = None if data.genome_images is None else Path(data.genome_images)
     return vqav2.VqaQuestions(
-        _files(data.questions, split),
-        annotations,
-        _images(data),
+        questions_of(data, split),
+        annotations_of(data, split),
+        images_of(data),
         processor,
         genome_images=genome,
         max_broken=data.max_broken,
+        part=part_of(data, split),
     )
 
 
@@ -259,8 +318,12 @@ def _open_karpathy(recipe: Recipe, processor: Processor, split: str) -> Split[An
     more: dict[str, Any] = {"prompt": recipe.inference.prompt} if recipe.task == "caption" else {}
     if recipe.model.family == "clip":
         more["max_tokens"] = processor.longest
+    if isinstance(data.annotations, SplitFiles) and data.annotations.validation is None:
+        raise SourceError(f"data.annotations.validation is missing; {data.name} has a validation split, name its file")
+    file = file_of(data, split)
+    shared = sum(file == file_of(data, other) for other in SPLITS) > 1
     opened: Split[Any] = KARPATHY[recipe.task](
-        _file(data, split), _images(data), split, processor, max_broken=data.max_broken, **more
+        file, images_of(data), split, processor, max_broken=data.max_broken, shared=shared, **more
     )
     return opened
 
@@ -268,11 +331,10 @@ def _open_karpathy(recipe: Recipe, processor: Processor, split: str) -> Split[An
 def _open_custom(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     data = recipe.data
     assert data.source is not None
-    assert data.columns is not None
     return custom.open_custom(
         recipe.task,
         data.source,
-        getattr(data.splits, split),
+        named(data.splits, split),
         data.columns,
         processor,
         data.streaming,
@@ -281,6 +343,8 @@ def _open_custom(recipe: Recipe, processor: Processor, split: str) -> Split[Any]
         samples=getattr(data.stream_samples, split) if data.stream_samples else None,
         prompt=recipe.inference.prompt if recipe.task == "caption" else "",
         max_broken=data.max_broken,
+        config=data.config,
+        part=part_of(data, split),
     )
 
 
@@ -295,23 +359,11 @@ OPENERS: Mapping[str, Callable[[Recipe, Processor, str], Split[Any]]] = {
 }
 
 
-def _files(given: SplitFiles, split: str) -> list[Path]:
-    """Return the files of a split, which may be several."""
-    named: str | tuple[str, ...] = getattr(given, split)
-    return [Path(name) for name in ((named,) if isinstance(named, str) else named)]
-
-
-def _file(data: DataSection, split: str) -> Path:
-    """Return the one file of annotations of a split."""
-    assert data.annotations is not None
-    if isinstance(data.annotations, str):
-        return Path(data.annotations)
-    first, *more = _files(data.annotations, split)
-    if more:
-        raise SourceError(f"data.annotations.{split}: {data.name} reads one file for each split; name one")
-    return first
-
-
-def _images(data: DataSection) -> Path:
-    assert data.images is not None
-    return Path(data.images)
+def _check_answers(opened: Any, split: str) -> None:
+    """Refuse questions that cannot be learned or scored, before any is; raises SourceError."""
+    given = list(opened.answers())
+    if lacking := sum(not answers for answers in given):
+        raise SourceError(
+            f"{split}: {lacking} of {len(given)} questions have no answers, which training learns and evaluation "
+            "compares with; VQAv2 publishes none for its test split, name a split that has them"
+        )

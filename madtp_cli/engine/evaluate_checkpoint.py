@@ -10,7 +10,7 @@ from rich.console import Console
 
 from madtp_cli import results
 from madtp_cli.engine import build
-from madtp_cli.engine.build_data import broken_notes, open_splits
+from madtp_cli.engine.build_data import data_notes, open_splits
 from madtp_cli.engine.evaluate import BATCH, evaluate
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
@@ -44,7 +44,7 @@ def evaluate_checkpoint(
             f"{checkpoint}: is for {opened.task}, but {recipe.name} is for {recipe.task}; name a recipe for it"
         )
     build.check_fits(opened, recipe)
-    data = open_splits(recipe, build.processor_of(opened, recipe.model.tokenizer))
+    data = open_splits(recipe, build.processor_of(opened, recipe.model.tokenizer), opened.folder)
     model = opened.build().to(where)
     found = evaluate(
         model,
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
         precision=build.choose_precision(precision or "fp32", where),
         final=True,
     )
-    for note in (*opened.notes, *found.notes, *broken_notes(data)):
+    for note in (*opened.notes, *found.notes, *data_notes(data)):
         console.print(note)
     if predictions is not None:
         lines = [results.Prediction(**record).to_json() for record in found.records]

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.engine.build_data import Splits, broken_notes, facts
+from madtp_cli.engine.build_data import Splits, data_notes, facts
 from madtp_cli.engine.evaluate import BATCH, Evaluation, evaluate
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, SECONDS, compare_latency
 from madtp_cli.engine.output import OutputFolder
@@ -99,7 +99,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
     tested = {
         name: evaluate(model, splits.task, splits.test, batch_size=BATCH, final=True) for name, model in models.items()
     }
-    for note in dict.fromkeys([*(note for found in tested.values() for note in found.notes), *broken_notes(splits)]):
+    for note in dict.fromkeys([*(note for found in tested.values() for note in found.notes), *data_notes(splits)]):
         console.print(note)
     effort = run.effort
     timed = compare_latency(
@@ -137,6 +137,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         save_weights(folder, student, spec, run.recipe.task, budget, DTYPES[run.recipe.training.save_precision])
         result = _with_sizes(result, folder, run.subject.source)
         run.subject.processor.save(folder)
+        splits.task.save(folder)
         made_with = ", ".join(f"{name} {version}" for name, version in result.versions.items())
         (folder / "recipe.yaml").write_text(f"# Made with {made_with}.\n{run.recipe.to_yaml()}", encoding="utf-8")
         (folder / "profile.json").write_text(result.to_json() + "\n", encoding="utf-8")

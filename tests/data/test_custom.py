@@ -15,7 +15,8 @@ from PIL import Image
 from plain import Plain, texts
 
 from madtp_cli.data import custom
-from madtp_cli.data.custom import ROLES, CustomSplit, CustomStream, open_custom
+from madtp_cli.data.custom import CustomSplit, CustomStream, given_answers, open_custom
+from madtp_cli.data.custom_rows import ROLES
 from madtp_cli.data.metrics import vqa_accuracy
 from madtp_cli.data.order import Shuffled
 from madtp_cli.errors import SourceError
@@ -222,7 +223,7 @@ def test_broken_bytes_spoil_their_own_sample_only(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(path)
     data: Any = open_custom("caption", str(path), "train", {}, Plain(), max_broken=1)
     assert data.batch(0, 2).ids == ("1",)
-    assert data.broken[0].startswith("0/image (")
+    assert data.broken[0].startswith("image@d5874909427e5e56 (row 0, image: ")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def coco(tmp_path: Path) -> Path:
 
 def test_training_learns_every_caption_and_the_rest_of_the_validation_images(tmp_path: Path, coco: Path) -> None:
     prepare = Plain()
-    batch = KarpathyCaptions(coco, tmp_path, "train", prepare).batch(0, 3)
+    batch = KarpathyCaptions(coco, tmp_path, "train", prepare, prompt="a picture of").batch(0, 3)
     assert texts(prepare, batch) == [f"[DEC] a picture of {text} [SEP]" for text in ("a dog", "one dog", "two cats")]
     assert batch.prompt_length == 4
     assert batch.image_index.tolist() == [0, 0, 1]
@@ -52,7 +52,7 @@ def test_training_learns_every_caption_and_the_rest_of_the_validation_images(tmp
 
 
 def test_evaluation_has_each_image_once_with_all_its_captions(tmp_path: Path, coco: Path) -> None:
-    data = KarpathyCaptions(coco, tmp_path, "validation", Plain(), prompt="")
+    data = KarpathyCaptions(coco, tmp_path, "validation", Plain())
     batch = data.batch(0, 1)
     assert len(data) == 1
     assert batch.ids == ("val2014/COCO_val2014_000000000073.jpg",)

@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from madtp_cli.data.metrics import accuracy, nlvr2_scores, normalize_answer, recalls, vqa_accuracy
+from madtp_cli.data.metrics import nlvr2_scores, normalize_answer, recalls, vqa_accuracy
 from madtp_cli.errors import SourceError
-
-
-def test_accuracy_is_the_share_of_right_ones_in_all_and_per_group() -> None:
-    assert accuracy([1, 0, 1, 1], [1, 1, 1, 0], ["a", "a", "b", ""]) == {
-        "accuracy": 0.5,
-        "accuracy/a": 0.5,
-        "accuracy/b": 1.0,
-    }
 
 
 def test_a_sentence_is_consistent_if_it_is_right_on_all_its_pairs() -> None:

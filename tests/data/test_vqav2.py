@@ -10,7 +10,7 @@ import pytest
 from image_files import draw
 from plain import Plain, texts
 
-from madtp_cli.data.vqav2 import VqaQuestions, frequent_answers, read_answers
+from madtp_cli.data.vqav2 import VqaQuestions, frequent_answers, given_answers, read_answers
 from madtp_cli.errors import SourceError
 
 QUESTIONS = [
@@ -129,10 +129,8 @@ def test_long_questions_are_cut_but_keep_their_end(tmp_path: Path) -> None:
 
 def test_the_answers_to_rank_are_a_file_or_the_most_frequent_ones(tmp_path: Path) -> None:
     questions, annotations = official(tmp_path)
-    draw_images(tmp_path)
-    data = VqaQuestions(questions, annotations, tmp_path, Plain())
-    assert set(frequent_answers(data, 9)) == {"net", "netting", "yes", "2", "3"}
-    assert len(frequent_answers(data, 2)) == 2
+    assert set(frequent_answers(given_answers(questions, annotations), 9)) == {"net", "netting", "yes", "2", "3"}
+    assert len(frequent_answers(given_answers(questions, annotations), 2)) == 2
     assert read_answers(write(tmp_path / "answer_list.json", ["yes", "no", "yes"])) == ["yes", "no"]
     for value, message in [({"a": 1}, "must be a JSON list of answers"), ([], "must be a JSON list")]:
         with pytest.raises(SourceError, match=message):

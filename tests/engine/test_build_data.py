@@ -15,7 +15,7 @@ from madtp_cli.data.samples import write_samples
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import accuracy
 from madtp_cli.data.shapes_single import answer_list
-from madtp_cli.engine.build_data import SHAPES_SPLITS, Splits, broken_notes, facts, open_splits
+from madtp_cli.engine.build_data import SHAPES_SPLITS, Splits, data_notes, facts, open_splits
 from madtp_cli.engine.tasks.base import IMAGE_MEAN
 from madtp_cli.engine.tasks.caption import Caption
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
@@ -37,7 +37,8 @@ def processor(task: str, family: str = "blip") -> Processor:
 
 def opened(folder: Path, task: str, *changes: str) -> Splits:
     """Open the splits of the tiny recipe for another task."""
-    return open_splits(tiny(folder, DENSE, f"task={task}", *changes), processor(task))
+    model = [] if task == "nlvr2" else ["model={family: blip, checkpoint: x}"]
+    return open_splits(tiny(folder, DENSE, *model, f"task={task}", *changes), processor(task))
 
 
 def in_files(folder: Path, name: str, task: str, *changes: str, count: int = 4) -> Splits:
@@ -79,7 +80,7 @@ def test_lines_about_broken_images_name_the_first() -> None:
     found = {"train": names, "validation": (), "test": names[:2]}
     splits = Splits(lambda name: Damaged(found[name]), lambda own: None)  # type: ignore[arg-type, return-value]
     splits.open()
-    assert broken_notes(splits) == [
+    assert data_notes(splits) == [
         "train: 7 images left out (data.max_broken): a, b, c, d, e and 2 more",
         "test: 2 images left out (data.max_broken): a, b",
     ]
@@ -247,9 +248,9 @@ def test_answers_are_ranked_among_the_list_that_the_recipe_names(tmp_path: Path)
 
 
 def test_answers_are_written_where_the_recipe_says(tmp_path: Path) -> None:
-    """Without a list, even one that is not there."""
+    """Without a list."""
     how = answering(
-        opened(tmp_path, "vqa", "inference={answers: generate, beams: 5, max_length: 9, answer_list: nowhere}")
+        opened(tmp_path, "vqa", "inference={answers: generate, beams: 5, max_length: 9}")
     )
     assert (how.by, how.candidates, how.beams, how.max_length) == ("generate", (), 5, 9)
     assert how.decode(processor("vqa").answer("two red")) == "two red"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -84,6 +85,9 @@ class Task(Protocol):
     def scorer(self, model: Any, *, final: bool = False) -> Scorer:
         """Start scoring a split; `final` adds metrics that are too slow to choose weights by."""
 
+    def save(self, folder: Path) -> None:
+        """Write what a checkpoint needs beside its weights to be run in the same way, if anything."""
+
 
 def arguments(batch: Batch, normalise: Normalisation, device: torch.device) -> dict[str, Any]:
     """Return what every model's forward pass takes."""
@@ -121,3 +125,6 @@ class PlainTask:
     def compared(self, output: Output) -> list[Tensor]:
         """Return the answers' logits."""
         return [output.logits]
+
+    def save(self, folder: Path) -> None:
+        """Write nothing."""

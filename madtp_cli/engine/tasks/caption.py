@@ -70,8 +70,9 @@ class _Scorer:
         self.model = model
         self.metric = metric
         self.writing = writing
-        self.predictions: dict[str, str] = {}
-        self.references: dict[str, tuple[str, ...]] = {}
+        self.ids: list[str] = []
+        self.predictions: list[str] = []
+        self.references: list[tuple[str, ...]] = []
 
     def add(self, batch: CaptionBatch, output: Output) -> None:
         """Write a caption of every image from its encoded tokens."""
@@ -79,17 +80,15 @@ class _Scorer:
         written = self.model.generate(
             output.images, how.prompt, beams=how.beams, min_length=how.min_length, max_length=how.max_length
         )
-        for row, image in enumerate(batch.image_index.tolist()):
-            self.predictions[batch.ids[row]] = how.decode(written[image])
-            self.references[batch.ids[row]] = batch.references[row]
+        self.ids += batch.ids
+        self.predictions += [how.decode(written[image]) for image in batch.image_index.tolist()]
+        self.references += batch.references
 
     def scores(self) -> Scores:
         """Score."""
-        predictions = list(self.predictions.values())
-        references = list(self.references.values())
-        metrics = dict(self.metric(predictions, references, list(self.predictions)))
+        metrics = dict(self.metric(self.predictions, self.references, self.ids))
         notes: tuple[str, ...] = ()
         if self.official is not None:
-            found, notes = self.official(predictions, references)
+            found, notes = self.official(self.predictions, self.references)
             metrics |= found
-        return Scores(metrics, predictions, [[]] * len(predictions), notes)
+        return Scores(metrics, self.predictions, [[]] * len(self.predictions), notes)

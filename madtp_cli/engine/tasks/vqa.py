@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,7 @@ from madtp_cli.data.batch import QuestionBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
 from madtp_cli.models.vqa import BlipForVqa, VqaOutput, answer_losses
 
+ANSWER_LIST = "answers.json"  # beside the weights of a checkpoint
 Metric = Callable[[Sequence[str], Sequence[tuple[str, ...]], Sequence[str]], Mapping[str, float]]
 
 
@@ -80,6 +83,12 @@ class Vqa(PlainTask):
             output.logits, batch.answers.to(device), batch.answer_lengths, label_smoothing=self.label_smoothing
         )  # [A]
         return {"task": (batch.answer_weights.to(device) * lost).sum() / batch.samples}
+
+    def save(self, folder: Path) -> None:
+        """Write the answers that are ranked, which are part of what the checkpoint was measured with."""
+        if self.answering.candidates:
+            text = json.dumps(self.answering.candidates, ensure_ascii=False, indent=0)
+            (folder / ANSWER_LIST).write_text(text + "\n", encoding="utf-8")
 
     def scorer(self, model: BlipForVqa, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
