@@ -89,6 +89,10 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def save(folder: Path, kind: tuple[str, str], strength: float = 0.0) -> str:
     """Write a tiny checkpoint of a task with random weights, that prunes at random, and return its name."""
     config = config_of(kind, len(VOCABULARY))
+    # Those of the tokenizer beside it.
+    names = {"enc": "[ENC]", "bos": "[DEC]", "sep": "[SEP]"} if kind[0] == "blip" else {"eos": "[SEP]"}
+    for name, token in names.items():
+        setattr(config.text_config, f"{name}_token_id", VOCABULARY.index(token))
     spec = PruningSpec()
     if strength:
         layers = dict.fromkeys(MODELS[kind].prunable, (0, 1, 2))
