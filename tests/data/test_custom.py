@@ -15,7 +15,7 @@ from PIL import Image
 from plain import Plain, texts
 
 from madtp_cli.data import custom
-from madtp_cli.data.custom import CustomSplit, CustomStream, given_answers, open_custom
+from madtp_cli.data.custom import CustomSplit, CustomStream, open_custom
 from madtp_cli.data.custom_rows import ROLES
 from madtp_cli.data.metrics import vqa_accuracy
 from madtp_cli.data.order import Shuffled

@@ -130,3 +130,16 @@ def test_splits_that_are_not_there_are_named(tmp_path: Path, coco: Path) -> None
     path = write(tmp_path / "x.json", {"images": [{"split": "val", "sentences": [{}], "filename": "a.jpg"}]})
     with pytest.raises(SourceError, match=r"entry 0: sentences\[0\]: no key 'raw', got no keys"):
         KarpathyCaptions(path, tmp_path, "validation", Plain())
+
+
+def test_a_list_of_one_split_is_not_read_as_several(tmp_path: Path, coco: Path) -> None:
+    """Karpathy's file says which image is of which split, BLIP's lists do not."""
+    path = write(tmp_path / "list.json", [{"image": "train2014/COCO_train2014_000000000009.jpg", "caption": "A dog."}])
+    for kind in (KarpathyCaptions, KarpathyRetrieval):
+        data: Any = kind(coco, tmp_path, "test", Plain(), shared=True)
+        assert len(data) == 1
+        with pytest.raises(SourceError) as caught:
+            kind(path, tmp_path, "test", Plain(), shared=True)
+        assert "entry 0: does not say which split it belongs to, but the file is given for several; name a file" in str(
+            caught.value
+        )

@@ -48,6 +48,23 @@ def in_files(folder: Path, name: str, task: str, *changes: str, count: int = 4) 
     return open_splits(tiny(folder, DENSE, *scratch, *changes), processor(task))
 
 
+SCRATCH = "model={family: blip, checkpoint: x}"
+
+
+def questions(folder: Path, *, test: str | None = None) -> dict[str, Any]:
+    """Write questions, in the training file enough to hold some out, as a data section names them."""
+    data = write_samples("vqav2", "vqa", folder, 8)
+    if test is not None:
+        for key in ("questions", "annotations"):
+            data[key]["test"] = data[key][test]
+    return data
+
+
+def opened_from(folder: Path, data: dict[str, Any], task: str, *changes: str, checkpoint: Path | None = None) -> Splits:
+    recipe = tiny(folder, DENSE, SCRATCH, f"task={task}", f"data={json.dumps(data)}", *changes)
+    return open_splits(recipe, processor(task), checkpoint)
+
+
 # Splits ------------------------------------------------------------------------------------------------------
 
 
@@ -249,9 +266,7 @@ def test_answers_are_ranked_among_the_list_that_the_recipe_names(tmp_path: Path)
 
 def test_answers_are_written_where_the_recipe_says(tmp_path: Path) -> None:
     """Without a list."""
-    how = answering(
-        opened(tmp_path, "vqa", "inference={answers: generate, beams: 5, max_length: 9}")
-    )
+    how = answering(opened(tmp_path, "vqa", "inference={answers: generate, beams: 5, max_length: 9}"))
     assert (how.by, how.candidates, how.beams, how.max_length) == ("generate", (), 5, 9)
     assert how.decode(processor("vqa").answer("two red")) == "two red"
 
@@ -276,3 +291,97 @@ def test_captions_open_with_the_prompt_and_are_read_without_it(tmp_path: Path) -
 def test_galleries_are_ranked_again_as_deep_as_the_recipe_says(tmp_path: Path) -> None:
     task: Any = opened(tmp_path, "retrieval", "inference.k_test=16").task
     assert task.k == 16
+
+
+# Answers -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_needs_no_training_images(tmp_path: Path) -> None:
+    """The answers to rank are counted in the annotations, by the same files whether images are there or not."""
+    data = questions(tmp_path)
+    with_images = answering(opened_from(tmp_path, data, "vqa")).candidates
+    for path in Path(data["images"]).rglob("COCO_train2014*"):
+        path.unlink()
+    splits = opened_from(tmp_path, data, "vqa")
+    assert len(splits.test) == 8
+    assert answering(splits).candidates == with_images
+    with pytest.raises(SourceError, match="missing or unreadable"):
+        splits.open()
+
+
+def test_a_checkpoint_brings_the_answers_it_ranks(tmp_path: Path) -> None:
+    """Where the recipe names no list, or one that is not on this machine; no training file is read."""
+    data = questions(tmp_path)
+    data["questions"]["train"] = "gone.json"
+    (tmp_path / "answers.json").write_text('["one", "two"]', encoding="utf-8")
+    for changes in ((), ("inference.answer_list=nowhere.json",)):
+        assert answering(opened_from(tmp_path, data, "vqa", *changes, checkpoint=tmp_path)).candidates == ("one", "two")
+    (tmp_path / "mine.json").write_text('["red"]', encoding="utf-8")
+    mine = f"inference.answer_list={tmp_path / 'mine.json'}"
+    assert answering(opened_from(tmp_path, data, "vqa", mine, checkpoint=tmp_path)).candidates == ("red",)
+    with pytest.raises(SourceError, match=r"gone\.json"):
+        answering(opened_from(tmp_path, data, "vqa"))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_questions_without_answers_are_found_before_training(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = questions(tmp_path)
+    listed = [{"question_id": n, "question": "Q?", "image": "a.jpg", "dataset": "vqa"} for n in range(3)]
+    image = next(Path(data["images"]).rglob("*.jpg"))
+    (Path(data["images"]) / "a.jpg").write_bytes(image.read_bytes())
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(listed), encoding="utf-8")
+    del data["annotations"]
+    data["questions"] = {"train": str(path), "validation": "v.json", "test": str(path)}
+    splits = opened_from(tmp_path, data, "vqa")
+    monkeypatch.setattr("madtp_cli.engine.build_data.check_apart", lambda data: None)
+    with pytest.raises(SourceError, match=rf"^{split}: 3 of 3 questions have no answers, which training learns"):
+        getattr(splits, split)
+    with pytest.raises(
+        SourceError, match="the training split has no answers to rank: name a list of them in inference"
+    ):
+        answering(opened_from(tmp_path, data, "vqa"))
+
+
+def own(folder: Path, **more: Any) -> dict[str, Any]:
+    """Write questions of one's own, with columns of their roles' names."""
+    folder = folder / "own"
+    image = next(Path(questions(folder.parent / "q")["images"]).rglob("*.jpg"))
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        row = {"image": str(image), "question": "q", "answers": "red"}
+        (folder / f"{split}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return {"name": "custom", "source": str(folder), **more}
+
+
+def test_columns_need_no_names_where_they_are_called_as_their_roles(tmp_path: Path) -> None:
+    splits = opened_from(tmp_path, own(tmp_path), "vqa")
+    splits.open()
+    assert answering(splits).candidates == ("red",)
+
+
+def test_answers_in_a_stream_cannot_be_counted(tmp_path: Path) -> None:
+    data = own(tmp_path, streaming=True, stream_samples={"train": 1, "validation": 1, "test": 1})
+    splits = opened_from(tmp_path, data, "vqa")
+    with pytest.raises(SourceError) as caught:
+        splits.open()
+    assert str(caught.value) == (
+        "data.streaming: the answers to rank cannot be counted in a stream; name a list of them in "
+        "inference.answer_list, or set inference.answers to generate"
+    )
+    opened_from(tmp_path, data, "vqa", "inference.answers=generate").open()
+
+
+def test_a_configuration_of_a_data_set_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def open_source(source: str, split: str, **options: Any) -> Any:
+        asked.append((source, split, options))
+        raise SourceError("enough")
+
+    monkeypatch.setattr("madtp_cli.data.custom.open_source", open_source)
+    with pytest.raises(SourceError, match="enough"):
+        opened_from(tmp_path, {"name": "custom", "source": "a/b", "config": "de"}, "caption").test  # noqa: B018
+    assert asked == [("a/b", "test", {"config": "de", "streaming": False})]

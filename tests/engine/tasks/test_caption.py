@@ -89,3 +89,11 @@ def test_the_metric_is_asked_once_about_everything() -> None:
     batch = DATA.batch(0, 5)
     assert asked == [(scores.predictions, list(batch.references), list(batch.ids))]
     assert scores.metrics == {"cider_javafree": 1.25}
+
+
+def test_no_sample_is_lost_where_names_are_shared() -> None:
+    """Samples of one name are two samples; a data set that has them is refused elsewhere."""
+    batch = DATA.batch(0, 2)
+    scores = written([batch, replace(batch, ids=(batch.ids[0],) * 2)], task_of())
+    assert len(scores.predictions) == 4
+    assert scores.predictions[:2] == scores.predictions[2:]

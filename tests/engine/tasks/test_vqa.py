@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes_single import ShapesQuestions, answer_list, answered
+from madtp_cli.data.vqav2 import read_answers
 from madtp_cli.engine.tasks.base import Scores
-from madtp_cli.engine.tasks.vqa import Answering, Vqa
+from madtp_cli.engine.tasks.vqa import ANSWER_LIST, Answering, Vqa
 from madtp_cli.models.vqa import LABEL_SMOOTHING
 from tests.engine.tasks.tiny_shapes import CPU, make_model, processor, words_of
 
@@ -152,3 +154,10 @@ def test_answers_references_and_kinds_are_scored_together() -> None:
     batch = DATA.batch(0, 12)
     assert asked == [(list(scores.predictions), list(batch.references), list(batch.groups))]
     assert scores.metrics == {"accuracy": 0.5}
+
+
+def test_the_answers_that_are_ranked_are_kept_beside_the_weights(tmp_path: Path) -> None:
+    """Read back equal, in their order; there is no file where answers are written."""
+    task_of("rank").save(tmp_path)
+    assert tuple(read_answers(tmp_path / ANSWER_LIST)) == CANDIDATES
+    Vqa(answered, Answering("generate", (), (), PROCESSOR.decode)).save(tmp_path / "nowhere")
