@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,9 +35,9 @@ def png(red: int) -> bytes:
     return buffer.getvalue()
 
 
-def parquet(folder: Path, rows: dict[str, list[Any]]) -> str:
+def parquet(folder: Path, rows: Mapping[str, Any]) -> str:
     """Write a table whose images, if any, lie inside it."""
-    table = datasets.Dataset.from_dict(rows)
+    table = datasets.Dataset.from_dict(dict(rows))
     if isinstance(rows["image"][0], dict):
         table = table.cast_column("image", datasets.Image())
     table.to_parquet(folder / "rows.parquet")
