@@ -62,8 +62,6 @@ READ_BY: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "inference.prompt": ("captions of files", lambda recipe: recipe.task == "caption" and _files(recipe)),
     "training.label_smoothing": ("tasks vqa and caption", _task("vqa", "caption")),
     "model.tokenizer": ("checkpoints", _opens),
-    "model.architecture.merge_from": ("task nlvr2", _task("nlvr2")),
-    "model.architecture.projection": ("task retrieval", _task("retrieval")),
     "model.config.merge_from": ("task nlvr2", _task("nlvr2")),
     "model.config.eos_token_id": ("family clip", _family("clip")),
     **{

@@ -104,7 +104,10 @@ def _at_random(recipe: Recipe, runs: bool, console: Console) -> Subject:
     torch.manual_seed(recipe.training.seed)
     with torch.device("cpu" if runs else "meta"):
         model = MODELS[recipe.model.family, recipe.task](
-            config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(family=recipe.model.family), strength=spec.strength
+            config,
+            alignment=spec.alignment(towers_of(config)),
+            plan=spec.plan(family=recipe.model.family),
+            strength=spec.strength,
         ).eval()
     seed = recipe.training.seed
     if not runs and recipe.data.name != "shapes":

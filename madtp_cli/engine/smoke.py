@@ -18,7 +18,7 @@ from madtp_cli.errors import SourceError
 from madtp_cli.models.base import PrunedModel, initialise
 from madtp_cli.models.checkpoints import MODELS, TEMPERATURE, Checkpoint
 from madtp_cli.models.configs import default_config
-from madtp_cli.models.processor import Processor
+from madtp_cli.models.processor import Processor, check_tokenizer
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
 from madtp_cli.recipe_sections import DataSection
@@ -59,8 +59,8 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
 def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
     """Make up the recipe's checkpoint at its full size with random weights, and its processor.
 
-    The tokenizer is the recipe's, or the published one if it can be had, else one of whole words, whose special ids the
-    model then uses. Raises SourceError if the recipe names a tokenizer that cannot be had.
+    The tokenizer is the recipe's, or the published one if it can be had, else one of whole words; the model uses its
+    special ids. Raises SourceError if the recipe names a tokenizer that cannot be had.
     """
     family, task = recipe.model.family, recipe.task
     config = build.full_config(recipe)
@@ -75,9 +75,10 @@ def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
         if named is not None:
             raise  # what was asked for by name is not replaced
         processor = Processor.from_words(list(TOKEN_IDS), size, family=family, task=task, longest=longest)
-        overrides = {key: value for key, value in recipe.model.config.given().items() if key != TEMPERATURE}
-        config = default_config(family, task, overrides | _special_ids(family), size)
         note = "random weights; its tokenizer is not here, so the words are those of the generated samples"
+    overrides = {key: value for key, value in recipe.model.config.given().items() if key != TEMPERATURE}
+    config = default_config(family, task, overrides | _special_ids(processor), size)
+    check_tokenizer(processor, config, named or "")
     torch.manual_seed(recipe.training.seed)
     model: PrunedModel = MODELS[family, task](config)
     initialise(model)
@@ -95,9 +96,9 @@ def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
     return checkpoint, processor
 
 
-def _special_ids(family: str) -> dict[str, int]:
-    """Return the ids of the whole-word tokenizer's special tokens, as overrides of a configuration."""
-    if family == "clip":
-        return {"eos_token_id": TOKEN_IDS["[SEP]"]}
+def _special_ids(processor: Processor) -> dict[str, int]:
+    """Return the ids of a tokenizer's special tokens, as overrides of a configuration."""
+    if processor.family == "clip":
+        return {"eos_token_id": processor.words("")[-1]}
     names = {"dec": "[DEC]", "enc": "[ENC]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]"}
-    return {f"{name}_token_id": TOKEN_IDS[token] for name, token in names.items()}
+    return {f"{name}_token_id": processor.tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}

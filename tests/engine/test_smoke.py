@@ -90,7 +90,7 @@ def test_the_command_to_try_a_recipe_leaves_a_checkpoint_that_works(path: Path, 
     assert "smoke run: two samples, one step; the path works, the figures mean nothing" in told(result.stdout)
     assert (names(real), (real / "config.json").read_text(encoding="utf-8")) == ({"config.json"}, "{}")
     out = real.with_name(f"{real.name}-smoke")
-    assert names(out) == FOLDER
+    assert names(out) == FOLDER | ({"answers.json"} if recipe.task == "vqa" else set())
     assert names(real.parent) == {real.name, out.name, f"{out.name}.data"}
     assert {file.name for file in (real.parent / f"{out.name}.data").glob("*.json")} == ANNOTATIONS[recipe.data.name]
 

@@ -39,7 +39,7 @@ model:
 data: {name: shapes, train_samples: 64, validation_samples: 24, test_samples: 24}
 pruning: {method: none}
 training: {steps: 4, batch_size: 8, learning_rate: 3e-3, precision: fp32, teacher: false, log_every: 2}
-inference: {k_test: 4, beams: 2, min_length: 1, max_length: 6}
+inference: {INFERENCE}
 """
 PRUNE = """\
 version: 1
@@ -49,9 +49,14 @@ data: {name: shapes, train_samples: 64, validation_samples: 24, test_samples: 24
 budget: {reduction: 0.2, tolerance: 0.08}
 alignment: {tokens: 4, dim: 16, projection: per_layer}
 training: {steps: 6, batch_size: 8, learning_rate: 1e-3, precision: fp32, log_every: 2, validate_every: 3}
-inference: {k_test: 4, beams: 2, min_length: 1, max_length: 6}
+inference: {INFERENCE}
 """
 KINDS = [("blip", "vqa"), ("blip", "caption"), ("blip", "retrieval"), ("clip", "retrieval")]
+INFERENCE = {
+    ("blip", "vqa"): "k_test: 4",
+    ("blip", "caption"): "beams: 2, min_length: 1, max_length: 6",
+    ("blip", "retrieval"): "k_test: 4",
+}
 METRICS = {"vqa": "accuracy", "caption": "accuracy", "retrieval": "mean"}
 LOSSES = {
     ("blip", "vqa"): {"task"},
@@ -80,7 +85,7 @@ def trained(kind: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def of(text: str, kind: tuple[str, str]) -> str:
     """Fill a recipe in."""
-    return text.replace("FAMILY", kind[0]).replace("TASK", kind[1])
+    return text.replace("FAMILY", kind[0]).replace("TASK", kind[1]).replace("INFERENCE", INFERENCE.get(kind, ""))
 
 
 def result_of(folder: Path) -> PruneResult:
