@@ -193,7 +193,9 @@ class SplitNames(Section):
     """What a data set of one's own calls its splits."""
 
     train: Text = Field("train", description="name of the training split")
-    validation: Text = Field("validation", description="name of the validation split")
+    validation: Text | None = Field(
+        "validation", description="name of the validation split; null holds data.validation_share of the images out"
+    )
     test: Text = Field("test", description="name of the test split")
 
 

@@ -68,7 +68,7 @@ def _run(
         recipe = _held(recipe, source)
     splits = open_splits(recipe, processor)
     splits.open()
-    for note in source.notes if source else ():
+    for note in (*(source.notes if source else ()), *splits.notes):
         console.print(note)
     settings = build.fit_settings(recipe, where, len(splits.train), resumable=not smoke)
     accelerator = make_accelerator(settings, where)

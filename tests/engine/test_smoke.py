@@ -180,7 +180,7 @@ def test_a_tokenizer_that_is_there_is_used(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "its tokenizer is not here" not in told(result.stdout)
     out = tmp_path / "out"
-    assert open_checkpoint(out).config.text_config.bos_token_id == 30522
+    assert open_checkpoint(out).config.text_config.bos_token_id == 7
     vocabulary = Processor.from_folder(out).tokenizer.get_vocab()
     assert vocabulary.keys() == {
         *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"),
