@@ -217,8 +217,8 @@ class DataSection(Section):
     questions: SplitFiles | None = Field(None, description="vqav2: questions of each split")
     source: Text | None = Field(None, description="custom: hub id, folder or file")
     config: Text | None = Field(None, description="custom: configuration of a hub data set that has several")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="custom: which column holds what; by default those of the same name"
+    columns: dict[str, str] | None = Field(
+        None, description="custom: which column holds what; by default those of the same name"
     )
     validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="share of the training images held out where no validation file is named"

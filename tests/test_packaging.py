@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -74,3 +75,12 @@ def test_every_dependency_is_pinned_for_development() -> None:
     assert all(re.fullmatch(r'[\w.-]+==[\w.]+( ; python_version >= "3\.\d+")?', pin) for pin in pins)
     assert needed <= {pin.partition("==")[0].lower() for pin in pins}
     assert "torch==2.13.0" in pins  # without a local version: the same for CPU and GPU builds
+
+
+@pytest.mark.parametrize("name", ["shapes_nlvr", *(f"shapes_{twin}" for twin in TWINS)])
+def test_a_built_in_checkpoint_is_as_good_as_its_card_says(name: str) -> None:
+    """A few test samples, read by its own recipe: at least 80% right, where chance is far below."""
+    result = CliRunner().invoke(app, ["evaluate", f"builtin:{name}", "--limit", "48", "--json"])
+    assert result.exit_code == 0, result.stderr
+    metrics = json.loads(result.stdout)["metrics"]
+    assert metrics.get("accuracy", metrics.get("mean")) > 0.8

@@ -215,7 +215,7 @@ def _training_answers(data: DataSection) -> Iterator[tuple[str, ...]]:
                 "inference.answer_list, or set inference.answers to generate"
             )
         return custom.given_answers(
-            data.source, data.splits.train, data.columns, config=data.config, part=part_of(data, "train")
+            data.source, data.splits.train, data.columns or {}, config=data.config, part=part_of(data, "train")
         )
     return vqav2.given_answers(questions_of(data, "train"), annotations_of(data, "train"), part_of(data, "train"))
 
@@ -335,7 +335,7 @@ def _open_custom(recipe: Recipe, processor: Processor, split: str) -> Split[Any]
         recipe.task,
         data.source,
         named(data.splits, split),
-        data.columns,
+        data.columns or {},
         processor,
         data.streaming,
         images=None if data.images is None else Path(data.images),
