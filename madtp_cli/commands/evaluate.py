@@ -17,7 +17,7 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or builtin:NAME.")],
     recipe: options.RecipeChoice = None,
     settings: options.Settings = None,
-    split: Annotated[Literal["val", "test"], typer.Option(help="Split to read.")] = "test",
+    split: Annotated[Literal["val", "validation", "test"], typer.Option(help="Split to read.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first N samples.")] = None,
     batch_size: options.BatchSize = None,
     predictions: Annotated[

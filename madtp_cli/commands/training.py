@@ -43,6 +43,7 @@ def run(
     if smoke and output is None:
         # Not in the way of the real run.
         loaded = loaded.model_copy(update={"output": f"{loaded.output}-smoke"})
+        overwrite = True  # what an earlier smoke run left means nothing
     with open_console(json_output, level) as console:
         from madtp_cli.engine.run import finetune, prune
 
@@ -85,6 +86,8 @@ def _check_tries(recipe: Recipe, *, random_init: bool, smoke: bool, dry_run: boo
         raise UsageError("--random-init is for trying a recipe with --smoke; a real run starts from trained weights")
     if random_init and recipe.model.checkpoint is None:
         raise UsageError(f"{recipe.name} trains from scratch anyway; leave --random-init out")
+    if random_init and (recipe.model.checkpoint or "").startswith("builtin:"):
+        raise UsageError(f"{recipe.model.checkpoint} comes with its weights; leave --random-init out")
     if smoke and (dry_run or resume):
         raise UsageError(f"--smoke and {'--dry-run' if dry_run else '--resume'} exclude each other; give one")
 

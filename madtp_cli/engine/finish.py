@@ -135,7 +135,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         spec = replace(run.subject.spec, strength=student.strength)
         budget = asdict(result.budget) if result.budget else {}
         save_weights(folder, student, spec, run.recipe.task, budget, DTYPES[run.recipe.training.save_precision])
-        result = _with_sizes(result, folder, run.subject.source)
+        result = _with_sizes(result, folder, run.recipe.training.save_precision)
         run.subject.processor.save(folder)
         splits.task.save(folder)
         made_with = ", ".join(f"{name} {version}" for name, version in result.versions.items())
@@ -170,13 +170,14 @@ def _side(model: PrunedModel, tested: Evaluation, latency_ms: dict[str, float]) 
     )
 
 
-def _with_sizes(result: results.PruneResult, folder: Path, source: Checkpoint | None) -> results.PruneResult:
-    """Add the size of the weights on disk, once they are there."""
+def _with_sizes(result: results.PruneResult, folder: Path, precision: str) -> results.PruneResult:
+    """Add the size of the weights on disk, once they are there; `precision` is what they were saved in."""
     assert result.dense is not None
     written = (folder / WEIGHTS).stat().st_size / 2**20
-    if result.pruned is None or source is None:
+    if result.pruned is None:
         return replace(result, dense=replace(result.dense, size_mib=written))
-    before = source.size_mib
+    # As large as the dense model would be if it were saved like this one, whatever the source was saved as.
+    before = result.dense.params * DTYPES[precision].itemsize / 2**20
     return replace(
         result,
         dense=replace(result.dense, size_mib=before),

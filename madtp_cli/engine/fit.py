@@ -123,29 +123,20 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
             batch = job.train.batch(run.step * settings.batch_size, settings.batch_size)
             run.step += 1
             if batch.samples:  # none where every image of it was broken, and tolerated
+                rate = float(schedulers[-1].get_last_lr()[0])  # of this step: stepping moves on to the next one's
                 output: StepOutput = module(batch)
-                loss = torch.stack(list(output.losses.values())).sum()
-                if not math.isfinite(loss.item()):
-                    raise MadtpError(
-                        f"the loss is {loss.item()} at step {run.step}; try a lower training.learning_rate"
-                    )
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(module.parameters(), settings.clip_norm)
-                for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-                    optimizer.step()
-                    scheduler.step()
-                    optimizer.zero_grad()
+                _update(output, run.step, module, accelerator, optimizers, schedulers, settings.clip_norm)
+                run.seconds = time.monotonic() - began
+                report = _report(job, run, output, rate)
                 if job.controller:
                     job.step.student.strength = job.controller.update(output.reduction, run.step / settings.steps)
-                run.seconds = time.monotonic() - began
-
-                report = _report(job, run, output, float(schedulers[-1].get_last_lr()[0]))
                 progress.step(report)
                 if run.step % settings.log_every == 0 or run.step == settings.steps:
                     log.write(metrics_line(report) + "\n")
             if run.step % settings.validate_every == 0 or run.step == settings.steps:
                 _validate(job, run, progress)
-                log.write(json.dumps({"step": run.step, "validation": run.validation}) + "\n")
+                strength = job.step.student.strength
+                log.write(json.dumps({"step": run.step, "validation": run.validation, "strength": strength}) + "\n")
             if settings.save_every and (
                 stop.asked or run.step % settings.save_every == 0 or run.step == settings.steps
             ):
@@ -159,6 +150,27 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
         _save(job, accelerator, run)  # nothing was trained, but what follows may be interrupted too
     _restore_best(job, run)
     return run
+
+
+def _update(
+    output: StepOutput,
+    step: int,
+    module: TrainingStep,
+    accelerator: Accelerator,
+    optimizers: list[AcceleratedOptimizer],
+    schedulers: list[AcceleratedScheduler],
+    clip_norm: float,
+) -> None:
+    """Follow the gradient of a step's loss; raises MadtpError if it is no number."""
+    loss = torch.stack(list(output.losses.values())).sum()
+    if not math.isfinite(loss.item()):
+        raise MadtpError(f"the loss is {loss.item()} at step {step}; try a lower training.learning_rate")
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(module.parameters(), clip_norm)
+    for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
 
 
 def _prepare(

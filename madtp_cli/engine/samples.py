@@ -33,8 +33,18 @@ def fit_samples(
     Raises SourceError for words the model does not have, UsageError for sentences longer than it can read.
     """
     text = model.config.text_config
-    longest = max(text_tokens or max(sample.text_lengths[0] for sample in samples), 1)
-    check_text_tokens(model, longest)
+    if text_tokens is None:
+        found, most = (
+            max(sample.text_lengths[0] for sample in samples),
+            model.config.text_config.max_position_embeddings,
+        )
+        if found > most:
+            raise SourceError(
+                f"the data's texts have up to {found} tokens, and the model reads at most {most}; cut them with "
+                f"--text-tokens {most}"
+            )
+    else:
+        check_text_tokens(model, text_tokens)
     words = max(int(sample.text.max()) for sample in samples) + 1
     if words > text.vocab_size:
         raise SourceError(

@@ -25,7 +25,7 @@ class Tone(Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison; `inner` rows are parts of the one above, `group` rows belong together."""
+    """One line of a comparison; `inner` rows are parts of their `parent` above, `group` rows belong together."""
 
     group: str
     label: str
@@ -34,6 +34,7 @@ class Row:
     change: str = ""
     tone: Tone = Tone.PLAIN
     inner: bool = False
+    parent: str = ""
 
 
 def compare(dense: Side | None, pruned: Side | None, families: bool = True) -> list[Row]:
@@ -118,8 +119,9 @@ def _metric_row(name: str, dense: float | None, pruned: float | None) -> Row:
             gained = pruned - dense
             tone = Tone.GOOD if gained > _GAIN else Tone.BAD if gained < _LOSS else Tone.PLAIN
     return Row(
-        group=parent,
+        group="metrics",
         label=family or parent,
+        parent=parent if family else "",
         dense="" if dense is None else wording.metric(name, dense),
         pruned="" if pruned is None else wording.metric(name, pruned),
         change=change,

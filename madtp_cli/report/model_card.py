@@ -120,7 +120,7 @@ def _table(rows: Sequence[Row], second: str) -> Iterator[str]:
         yield "| | value |"
         yield "|---|---:|"
     for row in rows:
-        label = f"{row.group}, {row.label}" if row.inner else row.label
+        label = f"{row.parent}, {row.label}" if row.inner else row.label
         values = [row.dense or "-", row.pruned or "-", row.change] if both else [row.pruned or row.dense]
         yield f"| {label} | {' | '.join(values)} |"
 

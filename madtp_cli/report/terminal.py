@@ -43,7 +43,7 @@ def print_run_report(console: Console, result: PruneResult, *, next_command: str
     console.print()
     if result.dry_run:
         _line(console, "Dry run: nothing was trained, nothing was written.", "bold")
-    if result.budget is not None:
+    if result.budget is not None and not result.smoke:
         _line(console, budget_line(result.budget), "bold green" if result.budget.met else "bold red")
     verdict = headline(result)
     if verdict:
@@ -53,10 +53,16 @@ def print_run_report(console: Console, result: PruneResult, *, next_command: str
     facts = {
         "checkpoint": result.checkpoint or "",
         "model card": f"{result.checkpoint.rstrip('/')}/README.md" if result.checkpoint else "",
-        "run": f"{wording.duration(result.seconds)} {_machine(result)}",
+        "run": f"{wording.duration(result.seconds)} {_machine(result)}{_trained_in(result)}",
         "next": next_command,
     }
     _print_facts(console, facts)
+
+
+def _trained_in(result: PruneResult) -> str:
+    """Say what the steps ran in, where it is not what was measured in."""
+    precision = result.training_precision
+    return "" if precision in (None, result.dtype) else f"; trained in {precision}, measured in {result.dtype}"
 
 
 def print_evaluation(console: Console, result: EvaluateResult) -> None:

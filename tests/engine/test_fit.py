@@ -277,8 +277,10 @@ def test_weights_are_chosen_only_near_the_goal(tmp_path: Path) -> None:
     assert job.controller is not None
     assert job.controller.strength != done.best_strength
     # The log names the strength that was validated.
-    chosen = next(entry for entry in log if "losses" in entry and entry["step"] == done.best_step)
-    assert chosen["strength"] == pytest.approx(done.best_strength, rel=1e-5)
+    chosen = next(entry for entry in log if "losses" not in entry and entry["step"] == done.best_step)
+    assert chosen["strength"] == done.best_strength
+    # A step is logged with the strength that it ran at, the first one dense.
+    assert next(entry for entry in log if "losses" in entry and entry["step"] == 1)["strength"] == 0
 
 
 def test_without_a_validation_at_the_goal_the_last_weights_stay(tmp_path: Path) -> None:

@@ -226,13 +226,20 @@ def test_contradictions_are_refused(command: str, message: str, tmp_path: Path) 
     assert names(tmp_path) == {"recipes"}
 
 
-def test_a_second_smoke_run_does_not_replace_the_first(tmp_path: Path) -> None:
+def test_a_second_smoke_run_replaces_the_first_where_it_chose_the_folder(tmp_path: Path) -> None:
+    """What an earlier one left means nothing; a folder that was asked for by name is not touched."""
     out = tmp_path / "runs" / "blip_nlvr2-smoke"
     out.mkdir(parents=True)
     (out / "config.json").write_text("{}", encoding="utf-8")
+    assert typed("madtp prune --recipe blip_nlvr2 --random-init --smoke").exit_code == 0
+    assert names(out) == FOLDER
     check(
-        typed("madtp prune --recipe blip_nlvr2 --random-init --smoke"),
+        typed(f"madtp prune --recipe blip_nlvr2 --random-init --smoke --output {out}"),
         2,
-        "runs/blip_nlvr2-smoke: it exists; choose another --output, or replace it with --overwrite",
+        f"{out}: it exists; choose another --output, or replace it with --overwrite",
     )
-    assert names(out.parent) == {out.name}
+
+
+def test_random_weights_are_for_checkpoints_that_are_not_here() -> None:
+    told = "builtin:shapes_nlvr comes with its weights; leave --random-init out"
+    check(typed("madtp prune --recipe quickstart --random-init --smoke"), 2, told)

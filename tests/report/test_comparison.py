@@ -63,7 +63,7 @@ def test_families_can_be_left_out() -> None:
 
 def test_one_side_alone_has_no_changes() -> None:
     rows = compare(DENSE, None)
-    assert rows[0] == Row(group="accuracy", label="accuracy", dense="97.4%")
+    assert rows[0] == Row(group="metrics", label="accuracy", dense="97.4%")
     assert all(not row.pruned and not row.change for row in rows)
 
 
