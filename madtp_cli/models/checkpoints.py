@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from pathlib import Path
@@ -23,6 +23,7 @@ from madtp_cli.models.caption import BlipForCaption
 from madtp_cli.models.clip import ClipForRetrieval
 from madtp_cli.models.configs import MERGE_FROM, adjust, check_config, read_config
 from madtp_cli.models.fetch import SUFFIXES, Fetched, fetch
+from madtp_cli.models.filling import fill
 from madtp_cli.models.layouts import TIED, Layout
 from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.retrieval import TEMPERATURE as CONTRAST
@@ -36,7 +37,6 @@ BUILTIN = "builtin:"
 CONFIG = "config.json"
 # How the weights of a folder are called, in one file or in shards.
 _OF_FOLDER = re.compile(r"^(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)$")
-MOST_FAULTS = 8  # tensors named when weights do not fit; a wrong width touches all of them
 TEMPERATURE = "pruning_temperature"  # the override that is no setting of a model
 RELEASED_STRENGTH = 0.5  # whose threshold is the published one
 
@@ -58,23 +58,13 @@ ARCHITECTURES = {
 """What `architectures` in a config.json may say, HF's names and ours."""
 
 
-class WeightsError(SourceError):
-    """Report tensors that do not match a model: the message names the first, `faults` all of them."""
-
-    def __init__(self, where: str, faults: list[str]) -> None:
-        self.faults = tuple(faults)
-        more = f"; and {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS)
-        shown = "; ".join(faults[:MOST_FAULTS])
-        super().__init__(f"{where}: {len(faults)} tensors do not match the model: {shown}{more}")
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint, whatever it came as: configuration, task, how it prunes, and tensors under HF's names.
 
     `folder` is None for a file, whose neighbours are none of its own; `source` is what the user called it. `fresh`
-    names tensors that it does not hold and that start anew because another task was asked for; `notes` say what was
-    done to the rest.
+    names tensors that it does not hold and that start anew because another task was asked for, and `started_from` the
+    task that the tensors were for then ("pretrained": before finetuning); `notes` say what was done to the rest.
     """
 
     folder: Path | None
@@ -87,6 +77,7 @@ class Checkpoint:
     source: str = ""
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    started_from: str | None = None
 
     @property
     def towers(self) -> dict[str, tuple[int, int]]:
@@ -102,7 +93,8 @@ class Checkpoint:
         """Build the model with its weights, in eval mode.
 
         `spec` replaces the checkpoint's own pruning; its alignment module keeps the stored weights where they fit and
-        is fresh otherwise. Raises SourceError naming every tensor that is missing, unexpected or of the wrong shape.
+        is fresh otherwise. Raises WeightsError naming the tensors that are missing, unexpected, of the wrong shape or
+        not finite.
         """
         chosen = self.spec if spec is None else spec
         model = MODELS[self.family, self.task](
@@ -195,11 +187,21 @@ def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: 
     if ours and not overrides:
         check_config(config, family, str(path))
     else:
-        config = adjust(config, family, overrides, str(path))
+        config = adjust(config, family, overrides, source if overrides else str(path))
     start = tasks.start(state, family, own, task, getattr(config.text_config, "merge_from", MERGE_FROM), source)
     kept, resized = _at_size(start.state, config, overrides)
     return Checkpoint(
-        folder, config, start.task, spec, budget, kept, family, source, start.fresh, notes + start.notes + resized
+        folder=folder,
+        config=config,
+        task=start.task,
+        spec=spec,
+        budget=budget,
+        state=kept,
+        family=family,
+        source=source,
+        fresh=start.fresh,
+        notes=notes + start.notes + resized,
+        started_from=start.started_from,
     )
 
 
@@ -229,6 +231,7 @@ def _open_file(path: Path, source: str, overrides: Mapping[str, Any], task: str 
         source=source,
         fresh=start.fresh,
         notes=_left_out(extras) + noted + start.notes + resized,
+        started_from=start.started_from,
     )
 
 
@@ -315,52 +318,6 @@ def _with_contrast(
         return state, ()
     note = f"no temperature of the contrastive loss (temp) is stored, as in all of Hugging Face's: {CONTRAST} is taken"
     return {**state, "temp": torch.tensor(CONTRAST)}, (note,)
-
-
-def fill(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    where: str,
-    *,
-    fresh_alignment: bool = False,
-    fresh: Collection[str] = (),
-) -> None:
-    """Load tensors into a model, refusing anything that does not match.
-
-    With `fresh_alignment`, alignment tensors may be absent or of another shape (the module is then trained anew);
-    those named by `fresh` may be absent. Raises WeightsError with one fault per tensor.
-    """
-    own = model.state_dict()
-    state = dict(state)
-    if fresh_alignment:
-        for key in [key for key in {*own, *state} if key.startswith("alignment.")]:
-            if key not in own or key not in state or own[key].shape != state[key].shape:
-                state.pop(key, None)
-                own.pop(key, None)
-    faults = _tie(own, state)
-    state |= {key: own[key] for key in fresh if key in own and key not in state}
-    faults += [f"missing {key}" for key in own if key not in state]
-    faults += [f"unexpected {key}" for key in state if key not in own]
-    faults += [
-        f"{key} has shape {list(state[key].shape)}, expected {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if faults:
-        # The cause is what --debug shows, whole.
-        raise WeightsError(where, faults) from ValueError("\n".join(faults))
-    model.load_state_dict(state, strict=not fresh_alignment)
-
-
-def _tie(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> list[str]:
-    """Complete or drop the language head's copies of other tensors; the faults are copies that differ."""
-    faults = []
-    for copy, original in TIED.items():
-        if (tied := state.pop(copy, None)) is not None and not torch.equal(tied, state.setdefault(original, tied)):
-            faults.append(f"{copy} differs from {original}, which the model ties it to")
-        if copy in own and original in state:
-            state[copy] = state[original]
-    return faults
 
 
 def export_state(source: nn.Module | Checkpoint, layout: Layout) -> dict[str, Tensor]:

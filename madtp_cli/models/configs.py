@@ -210,6 +210,7 @@ def _make(family: str, sections: Sections, overrides: Mapping[str, Any], where: 
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(places)}"
             raise SourceError(f"{where}: model.config.{name} is no setting of a {family} model; {hint}")
         _check(name, value, family, where)
+        _check_beside(name, value, sections, where)
         for section, key in places[name]:
             sections[section][key] = value
     _check_sections(sections, family, where)
@@ -232,7 +233,7 @@ def _check_sections(sections: Mapping[str, Any], family: str, where: str) -> Non
     if vision["image_size"] % vision["patch_size"]:
         raise SourceError(
             f"{where}: images of {vision['image_size']} pixels cannot be cut into patches of {vision['patch_size']}; "
-            "give model.config.image_size a multiple of it"
+            f"give data.image_size, {_multiples(vision['image_size'], vision['patch_size'])}"
         )
 
 
@@ -247,6 +248,28 @@ def _check(name: str, value: Any, family: str, where: str) -> None:
         good, wanted = type(value) is int and value >= least, f"an integer of at least {least}"
     if not good:
         raise SourceError(f"{where}: model.config.{name} is {value!r}; give {wanted}")
+
+
+def _check_beside(name: str, value: int, sections: Mapping[str, Any], where: str) -> None:
+    """Refuse an override that does not fit the model's sizes; raises SourceError."""
+    words, patch = sections["text_config"]["vocab_size"], sections["vision_config"]["patch_size"]
+    if name.endswith("_token_id") and value >= words:
+        raise SourceError(
+            f"{where}: model.config.{name} is {value}, and the model's vocabulary has {words} words; give an id below "
+            f"{words}, or is model.tokenizer another model's?"
+        )
+    # A recipe's model.config has no image_size: it comes from data.
+    if name == "image_size" and value % patch:
+        raise SourceError(
+            f"{where}: data.image_size {value} is not a multiple of the patch size {patch}; try "
+            f"{_multiples(value, patch)}"
+        )
+
+
+def _multiples(size: int, patch: int) -> str:
+    """Name the multiples of a patch on both sides of a size."""
+    below = size // patch * patch
+    return f"{below} or {below + patch}" if below else str(patch)
 
 
 def _merge_layer(number: int) -> str:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from madtp_cli.errors import SourceError
 from madtp_cli.models.clip import LEGACY_EOS
 from madtp_cli.models.weights import one_line, read_json
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 DECODE, ENCODE = "[DEC]", "[ENC]"
 IMAGES = "preprocessor_config.json"
@@ -134,8 +132,12 @@ class Processor:
         return " ".join(self.tokenizer.decode(list(ids), skip_special_tokens=True).split())
 
     def __call__(self, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Any]:
-        """Return the model's arguments for one text per image (or pair); raises ValueError if the counts differ."""
+        """Return the model's arguments for one text per image (or pair).
+
+        Raises TypeError for what are no lists of such, ValueError if the counts differ.
+        """
         pairs = self.task == "nlvr2"
+        _check_kinds(images, texts, pairs=pairs)
         if len(images) != len(texts):
             what = "pairs of images" if pairs else "images"
             noun = "sentences" if pairs else "texts"
@@ -152,6 +154,30 @@ class Processor:
     def _id(self, token: str) -> int:
         number: int = self.tokenizer.convert_tokens_to_ids(token)
         return number
+
+
+def _check_kinds(images: Any, texts: Any, *, pairs: bool) -> None:
+    """Refuse one image or text in the place of a list, and pairs in the place of images; raises TypeError."""
+    give = "processor([(left, right)], [text])" if pairs else "processor([image], [text])"
+    if isinstance(texts, str):
+        raise TypeError(f"got one string for the texts; give a list of them: {give}")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"got a {type(wrong[0]).__name__} among the texts; give a list of strings: {give}")
+    if _is_image(images):
+        raise TypeError(
+            f"got one image ({type(images).__name__}); give a list of {'pairs' if pairs else 'them'}: {give}"
+        )
+    for image in images:
+        if pairs and (_is_image(image) or len(image) != 2):
+            found = "one" if _is_image(image) else len(image)
+            raise TypeError(f"nlvr2 takes two images with each text, got {found}; give a list of pairs: {give}")
+        if not pairs and isinstance(image, (tuple, list)):
+            raise TypeError(f"got a {type(image).__name__} where one image goes with each text: {give}")
+
+
+def _is_image(value: Any) -> bool:
+    """Tell one image (of PIL, an array, a tensor or a path) from several."""
+    return isinstance(value, (Image, str, Path)) or getattr(value, "ndim", 0) in (2, 3)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -226,6 +252,12 @@ def _tokenizer(name: str, family: str) -> Any:
     folder = Path(name)
     if not folder.is_dir():
         folder = _fetched(name)
+    elif not any((folder / file).is_file() for file in _TOKENIZERS):
+        # transformers would make an empty one up.
+        raise SourceError(
+            f"{folder}: has no tokenizer files (tokenizer.json, vocab.txt or vocab.json); name a folder that has, or a "
+            "hub id, as model.tokenizer"
+        )
     tokenizer = _read(lambda: _tokenizer_class().from_pretrained(folder, local_files_only=True), str(folder))
     if family == "blip":
         missing = [token for token in (DECODE, ENCODE) if token not in tokenizer.get_vocab()]

@@ -42,12 +42,16 @@ STARTS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Start:
-    """Tensors for a task, the keys that start anew (absent from the tensors, or made up), and what was done."""
+    """Tensors for a task, the keys that start anew (absent from the tensors, or made up), and what was done.
+
+    `started_from` is what the tensors were for, where that is another task or PRETRAINED.
+    """
 
     task: str
     state: Mapping[str, Tensor] = field(repr=False)
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    started_from: str | None = None
 
 
 def start(state: Mapping[str, Tensor], family: str, own: str, task: str | None, merge_from: int, where: str) -> Start:
@@ -80,4 +84,4 @@ def start(state: Mapping[str, Tensor], family: str, own: str, task: str | None, 
         going, made = twin_attention(going, merge_from)
         fresh += made
         notes.append("both images start from the one cross-attention; merge layers start as the mean of the two")
-    return Start(task, going, tuple(fresh), tuple(notes))
+    return Start(task, going, tuple(fresh), tuple(notes), own)

@@ -19,12 +19,12 @@ from madtp_cli.errors import SourceError
 from madtp_cli.models.checkpoints import (
     CONFIG,
     WEIGHTS,
-    WeightsError,
     builtin_folder,
     export_state,
     open_checkpoint,
     save_weights,
 )
+from madtp_cli.models.filling import WeightsError
 from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 from tests.models.released_states import released
@@ -318,14 +318,58 @@ def test_another_task_starts_with_what_fits(tmp_path: Path) -> None:
     merge = "text_encoder.encoder.layer.2.crossattention.output.merge_layer"
     heads = [f"cls_head.{n}.{name}" for n in (0, 2) for name in ("weight", "bias")]
     assert opened.fresh == (*heads, f"{merge}.weight", f"{merge}.bias")
+    assert opened.started_from == "pretrained"
     model = opened.build()
     word = "text_encoder.embeddings.word_embeddings.weight"
     assert torch.equal(model.state_dict()[word], state[word])
     (tmp_path / "out").mkdir()
     save_weights(tmp_path / "out", model, opened.spec, opened.task, {})
     again = open_checkpoint(tmp_path / "out")
-    assert (again.task, again.fresh) == ("nlvr2", ())
+    assert (again.task, again.fresh, again.started_from) == ("nlvr2", (), None)
     assert torch.equal(again.build().state_dict()["cls_head.0.weight"], model.state_dict()["cls_head.0.weight"])
+
+
+@pytest.mark.parametrize(("own", "task"), [("vqa", "retrieval"), ("retrieval", "nlvr2"), ("vqa", "vqa")])
+def test_what_a_task_started_from_is_told(tmp_path: Path, own: str, task: str) -> None:
+    """The task of the tensors, where another was asked for; of a file as of a folder of ours."""
+    path, _ = _saved(tmp_path, own, madtp=False)
+    opened = open_checkpoint(path, task=task)
+    expected = None if own == task else own
+    assert opened.started_from == expected
+    (tmp_path / "out").mkdir()
+    dense = open_checkpoint(path)
+    assert dense.started_from is None
+    save_weights(tmp_path / "out", dense.build(), dense.spec, dense.task, {})
+    assert open_checkpoint(tmp_path / "out", task=task).started_from == expected
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    """As a training that diverged leaves them; the message counts and names them."""
+
+    def change(state: dict[str, Tensor]) -> None:
+        state["cls_head.0.bias"][1] = float("nan")
+        state["cls_head.2.bias"][0] = float("inf")
+
+    count = len(load_file(folder / WEIGHTS))
+    _edit_weights(folder, change)
+    assert _broken(folder) == (
+        f"{folder}: NaN or infinite weights in 2 of {count} tensors: cls_head.0.bias; cls_head.2.bias; fetch it again, "
+        "or take one saved before its training diverged"
+    )
+
+
+def test_a_size_that_patches_do_not_fill_names_the_checkpoint_and_the_key_of_data() -> None:
+    """Not the installed config.json; the sizes it names are taken."""
+    with pytest.raises(SourceError) as caught:
+        open_checkpoint("builtin:shapes_nlvr", config={"image_size": 97})
+    side = open_checkpoint("builtin:shapes_nlvr").config.vision_config.patch_size
+    below = 97 // side * side
+    assert str(caught.value) == (
+        f"builtin:shapes_nlvr: data.image_size 97 is not a multiple of the patch size {side}; try {below} or "
+        f"{below + side}"
+    )
+    for size in (below, below + side):
+        open_checkpoint("builtin:shapes_nlvr", config={"image_size": size}).build()
 
 
 def test_every_fault_is_kept(tmp_path: Path) -> None:

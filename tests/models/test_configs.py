@@ -92,7 +92,14 @@ def test_every_override_lands_where_hf_keeps_it(kind: str) -> None:
             {"vision_heads": 5},
             "its vision tower is 32 wide, which 5 heads do not divide; give model.config.vision_heads",
         ),
-        ({"image_size": 33}, "images of 33 pixels cannot be cut into patches of 8; give model.config.image_size"),
+        ({"image_size": 33}, "data.image_size 33 is not a multiple of the patch size 8; try 32 or 40"),
+        ({"image_size": 5}, "data.image_size 5 is not a multiple of the patch size 8; try 8"),
+        (
+            {"dec_token_id": 50},
+            "model.config.dec_token_id is 50, and the model's vocabulary has 50 words; give an id below 50, or is "
+            "model.tokenizer another model's?",
+        ),
+        ({"pad_token_id": 999}, "model.config.pad_token_id is 999, and the model's vocabulary has 50 words; "),
         ({"eos_token_id": 1}, "model.config.eos_token_id is no setting of a blip model"),
     ],
 )
@@ -168,3 +175,34 @@ def test_the_published_clip() -> None:
     assert (text.num_hidden_layers, text.hidden_size, text.num_attention_heads) == (12, 768, 12)
     assert (text.vocab_size, text.max_position_embeddings, text.eos_token_id) == (49408, 77, 49407)
     assert config.projection_dim == 768
+
+
+@pytest.mark.parametrize(("family", "last"), [("blip", 30523), ("clip", 49407)])
+def test_an_id_is_one_of_the_vocabulary(family: str, last: int) -> None:
+    """The last is the last of the published one; every id of a family is looked at."""
+    task = "retrieval"
+    keys = [key for key in OVERRIDES[family] if key.endswith("_token_id")]
+    assert keys
+    for key in keys:
+        ((section, name),) = OVERRIDES[family][key]
+        config = default_config(family, task, {key: last})
+        assert getattr(getattr(config, section), name) == last
+        message = (
+            rf"^{family} retrieval: model\.config\.{key} is {last + 1}, and the model's vocabulary has {last + 1} "
+        )
+        with pytest.raises(SourceError, match=message):
+            default_config(family, task, {key: last + 1})
+        with pytest.raises(SourceError, match=rf"^x: model\.config\.{key} is {last + 1}, "):
+            adjust(config, family, {key: last + 1}, "x")
+
+
+def test_a_size_of_a_configuration_that_patches_do_not_fill_is_named() -> None:
+    """With the key of a recipe that mends it."""
+    config = _read("vqa")
+    config.vision_config.image_size = 33
+    with pytest.raises(SourceError) as caught:
+        check_config(config, "blip", "x/config.json")
+    assert str(caught.value) == (
+        "x/config.json: images of 33 pixels cannot be cut into patches of 8; give data.image_size, 32 or 40"
+    )
+    assert adjust(config, "blip", {"image_size": 40}, "x").vision_config.image_size == 40

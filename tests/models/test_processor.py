@@ -99,6 +99,43 @@ def test_every_pair_needs_one_sentence(sentences: list[str], processor: Processo
         processor(images_of([DATA.sample(0)]), sentences)
 
 
+ONE = Image.new("RGB", (96, 96))
+
+
+@pytest.mark.parametrize(
+    ("task", "images", "texts", "message"),
+    [
+        ("vqa", [ONE], "red", "got one string for the texts; give a list of them: processor([image], [text])"),
+        ("vqa", ONE, "red", "got one string for the texts; give a list of them: processor([image], [text])"),
+        ("vqa", ONE, ["red"], "got one image (Image); give a list of them: processor([image], [text])"),
+        ("vqa", np.asarray(ONE), ["red"], "got one image (ndarray); give a list of them: processor([image], [text])"),
+        ("caption", "a.jpg", ["red"], "got one image (str); give a list of them: processor([image], [text])"),
+        ("retrieval", [(ONE, ONE)], ["red"], "got a tuple where one image goes with each text: processor([image], "),
+        ("vqa", [ONE], [["red"]], "got a list among the texts; give a list of strings: processor([image], [text])"),
+        ("nlvr2", [(ONE, ONE)], "red", "got one string for the texts; give a list of them: processor([(left, right)]"),
+        ("nlvr2", ONE, ["red"], "got one image (Image); give a list of pairs: processor([(left, right)], [text])"),
+        ("nlvr2", (ONE, ONE), ["red"], "nlvr2 takes two images with each text, got one; give a list of pairs: "),
+        ("nlvr2", [(ONE,) * 3], ["red"], "nlvr2 takes two images with each text, got 3; give a list of pairs: "),
+    ],
+)
+def test_what_is_no_list_of_images_or_texts_is_told(task: str, images: Any, texts: Any, message: str) -> None:
+    """With what to give."""
+    with pytest.raises(TypeError) as caught:
+        Processor.from_words(VOCABULARY, 96, task=task)(images, texts)
+    assert str(caught.value).startswith(message)
+
+
+def test_lists_of_every_kind_are_taken() -> None:
+    """A batch in one array too."""
+    single, pairs = (Processor.from_words(VOCABULARY, 96, task=task) for task in ("vqa", "nlvr2"))
+    pixels = np.asarray(ONE)
+    expected = single([ONE, ONE], ["red", "red"])["images"]
+    several: tuple[Any, ...] = ((ONE, ONE), [pixels, pixels], np.stack([pixels, pixels]))
+    for images in several:
+        assert single(images, ("red", "red"))["images"].equal(expected)
+        assert pairs([images], ["red"])["images"].equal(expected)
+
+
 # On disk -----------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +294,19 @@ def test_another_tokenizer_may_be_named(folder: Path, tmp_path_factory: pytest.T
     found = Processor.from_folder(folder, task="vqa", image_size=96, tokenizer=str(other))
     assert found.words("red") == [len(plain) + 1, plain.index("red"), plain.index("[SEP]")]
     assert found.answer("red") == [len(plain), plain.index("red"), plain.index("[SEP]")]
+
+
+@pytest.mark.parametrize("others", [(), ("config.json", "model.safetensors", "tokenizer_config.json")])
+def test_a_folder_without_a_tokenizer_is_refused(others: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
+    """transformers would make an empty one up."""
+    named = tmp_path / "weights"
+    named.mkdir()
+    for name in others:
+        (named / name).write_text('{"model_type": "blip"}', encoding="utf-8")
+    with pytest.raises(SourceError) as caught:
+        Processor.from_folder(folder, task="vqa", image_size=96, tokenizer=str(named))
+    assert caught.value.exit_code == 4
+    assert str(caught.value).startswith(f"{named}: has no tokenizer files (tokenizer.json, vocab.txt or vocab.json); ")
 
 
 def test_clips_own_tokenizer(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_what_starts_is_a_whole_model(own: str, task: str) -> None:
     expected = () if own in (PRETRAINED, task) and task != "nlvr2" else HEADS[task]
     assert tuple(key for key in result.fresh if "merge_layer" not in key) == expected
     assert result.notes[0].startswith(f"{task} started from {own}")
+    assert result.started_from == own
 
 
 @pytest.mark.parametrize("kind", ["nlvr2", "vqa", "caption", "retrieval"])
@@ -37,7 +38,7 @@ def test_the_same_task_changes_nothing(kind: str) -> None:
     state = _state(kind)
     for task in (None, kind):
         result = start(state, "blip", kind, task, 6, "x")
-        assert (result.state, result.fresh, result.notes) == (state, (), ())
+        assert (result.state, result.fresh, result.notes, result.started_from) == (state, (), (), None)
 
 
 def test_what_is_left_out_is_noted() -> None:
