@@ -19,6 +19,7 @@ from madtp_cli.models.blip import small_config
 from madtp_cli.models.checkpoints import BUILTIN, MODELS, TEMPERATURE, Checkpoint, open_checkpoint
 from madtp_cli.models.clip import small_clip_config
 from madtp_cli.models.configs import default_config
+from madtp_cli.models.filling import is_finite
 from madtp_cli.models.processor import Processor, check_tokenizer
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.pruning import PRUNERS
@@ -123,6 +124,8 @@ def take_vision(model: PrunedModel, source: Checkpoint) -> None:
     unfit = [key for key in own if key not in given or given[key].shape != own[key].shape] + [
         key for key in given if key not in own
     ]
+    if broken := [key for key, value in given.items() if not is_finite(value)]:
+        raise SourceError(f"{source.source}: NaN or infinite weights in its vision tower, first {broken[0]}")
     if unfit:
         raise SourceError(
             f"{source.source}: its vision tower is not that of model.architecture: {len(unfit)} tensors differ, the "

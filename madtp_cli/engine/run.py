@@ -172,6 +172,12 @@ def _subject(command: str, recipe: Recipe, source: Checkpoint | None, processor:
             )
         return Subject(build.fresh_model(recipe), None, PruningSpec(), None, processor)
     build.check_fits(source, recipe)
+    if command == "prune" and source.started_from is not None:
+        raise SourceError(
+            f"{recipe.model.checkpoint}: its tensors are for {source.started_from} and were never trained for "
+            f"{recipe.task}, so there is nothing to distil; train it first: madtp finetune --set budget=null --set "
+            "pruning.method=none --set training.teacher=false, then prune the result"
+        )
     if command == "prune" and source.spec.method != "none":
         if source.spec.temperature == 0:
             raise SourceError(

@@ -407,3 +407,10 @@ def test_weights_are_saved_as_float32(precision: str, dense: Path, tmp_path: Pat
     result = train(tiny(tmp_path, PRUNE, *changes, checkpoint=dense))
     assert (result.dtype, result.training_precision) == ("fp32", precision)
     assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.float32}
+
+
+def test_a_model_that_was_never_trained_for_its_task_is_not_pruned(tmp_path: Path) -> None:
+    """What would be distilled from it is noise."""
+    with pytest.raises(SourceError, match="its tensors are for vqa and were never trained for nlvr2"):
+        train(tiny(tmp_path, PRUNE, checkpoint=Path("builtin:shapes_vqa")))
+    assert left(tmp_path) == set()
