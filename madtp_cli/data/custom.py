@@ -11,7 +11,7 @@ import numpy as np
 
 from madtp_cli.data.batch import Batch, Preparation
 from madtp_cli.data.custom_rows import Found, Reading, columns_of
-from madtp_cli.data.custom_source import open_source
+from madtp_cli.data.custom_source import open_source, sizes_of
 from madtp_cli.data.holdout import Part
 from madtp_cli.data.images import ImageFolder, ImageReader
 from madtp_cli.data.packing import Packer
@@ -69,7 +69,7 @@ def given_answers(
 ) -> Iterator[tuple[str, ...]]:
     """Yield what the annotators of each question of a table answered; no image has to be there."""
     rows = open_source(source, split, config=config)
-    where = f"{source} ({split})"
+    where = f"{source} ({split}, whose answers are ranked)"
     reading = Reading("vqa", where, columns_of("vqa", columns, rows, where), Path(), part=part)
     return _answers(rows, reading, (number for (number,) in reading.groups(rows)))
 
@@ -89,17 +89,28 @@ class _Custom(Generic[BatchT]):
         self.reading = reading
         self._reader = reader
         self._packer = packer
+        self._spoilt: set[tuple[str, tuple[str, ...], str]] = set()
+        self._unopened = 0
 
     @property
     def broken(self) -> list[str]:
         """Name the images found missing or unreadable so far, each with the reason."""
         return self._reader.broken
 
+    @property
+    def left_out(self) -> int:
+        """Count the samples left out so far for such an image."""
+        return self._unopened + len(self._spoilt)
+
     def pack(self, found: Sequence[Found]) -> BatchT:
         """Read the images of samples and return those that are whole as a batch."""
         sources = {name: source for _, images in found for name, source in images.items()}
         pixels = self._reader.read(sources)
         whole = [sample for sample, _ in found if all(name in pixels for name in sample.images)]
+        if len(whole) < len(found):
+            samples = (sample for sample, _ in found if not all(name in pixels for name in sample.images))
+            # In training, samples may share an id.
+            self._spoilt.update((sample.id, sample.images, sample.text) for sample in samples)
         return cast(BatchT, self._packer.pack(self.reading.task, whole, pixels))
 
 
@@ -111,12 +122,19 @@ class CustomSplit(_Custom[BatchT]):
         self._groups = reading.groups(rows)
         missing = reading.missing(rows, self._groups)
         reader.report_missing(dict.fromkeys(path for paths in missing.values() for path in paths))
-        self._index = [place for place in reading.places(rows, self._groups) if place[0] not in missing]
+        places = reading.places(rows, self._groups)
+        self._index = [place for place in places if place[0] not in missing]
+        self._unopened = len(places) - len(self._index)
         if not self._index:
             raise SourceError(f"{reading.where}: has no samples whose images are there")
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def sizes(self) -> dict[str, int] | None:
+        """Return how many rows each split of the source has, if it says so."""
+        return sizes_of(self.rows)
 
     def batch(self, start: int, size: int) -> BatchT:
         """Return samples start to start + size, without those whose images are broken."""
@@ -205,6 +223,11 @@ class ShuffledStream(Generic[BatchT]):
     def broken(self) -> list[str]:
         """Name the broken images of the stream."""
         return self.split.broken
+
+    @property
+    def left_out(self) -> int:
+        """Count the samples left out so far for such an image."""
+        return self.split.left_out
 
     def batch(self, start: int, size: int) -> BatchT:
         """Return the samples at positions start to start + size, which may reach into the next epoch."""

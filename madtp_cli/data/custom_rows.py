@@ -248,7 +248,8 @@ def columns_of(task: str, columns: Mapping[str, str], rows: Any, where: str) -> 
     there = list(rows.column_names or ())
     if unknown := sorted(set(columns) - {*needed, *optional}):
         raise SourceError(
-            f"data.columns.{unknown[0]}: the task {task} has no such role; try one of {', '.join((*needed, *optional))}"
+            f"{where}: data.columns.{unknown[0]}: the task {task} has no such role; try one of "
+            f"{', '.join((*needed, *optional))}"
         )
     chosen = {role: columns.get(role, role) for role in (*needed, *optional)}
     for role, column in chosen.items():

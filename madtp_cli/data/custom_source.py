@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from madtp_cli.data.slices import ONLY, check_only, rows_of
 from madtp_cli.errors import SourceError
 
 FILES = {
@@ -19,11 +21,13 @@ FILES = {
     ".arrow": "arrow",
 }
 
+_USING = re.compile(r"was generating data using (?P<file>[^\s,]+)")
+
 
 def open_source(source: str, split: str, *, config: str | None = None, streaming: bool = False) -> Any:
     """Return the rows of a split, images not decoded; raises SourceError if they cannot be had.
 
-    A file holds one split, whatever it is called: `train[:90%]` of it is the first nine tenths.
+    A file holds one split, `train`: `train[:90%]` of it is the first nine tenths.
     """
     import datasets
 
@@ -32,6 +36,8 @@ def open_source(source: str, split: str, *, config: str | None = None, streaming
         raise SourceError(f"{source}: unknown kind of file {path.suffix!r}; try one of {', '.join(FILES)}")
     if not path.exists() and (path.is_absolute() or source.startswith(".") or path.suffix.lower() in FILES):
         raise SourceError(f"{source}: no such file or folder; give a path or a Hugging Face data set id in data.source")
+    if path.is_file() or (path / "state.json").is_file():
+        check_only(source, split, streaming=streaming)
     try:
         with _quiet(datasets):
             rows = _load(datasets, source, path, split, config, streaming)
@@ -44,17 +50,34 @@ def _load(datasets: Any, source: str, path: Path, split: str, config: str | None
     if path.is_file():
         kind = FILES[path.suffix.lower()]
         options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-        files = {split.partition("[")[0]: str(path)}
+        files = {ONLY: str(path)}
         return datasets.load_dataset(kind, data_files=files, split=split, streaming=streaming, **options)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise ValueError(f"it has the splits {', '.join(saved)}")
-            saved = saved[split]
-        return saved.to_iterable_dataset() if streaming else saved
+        rows = _sliced(datasets, saved if isinstance(saved, datasets.DatasetDict) else {ONLY: saved}, split)
+        return rows.to_iterable_dataset() if streaming else rows
     name = str(path) if path.is_dir() else source
     return datasets.load_dataset(name, config, split=split, streaming=streaming)
+
+
+def _sliced(datasets: Any, saved: Mapping[str, Any], split: str) -> Any:
+    """Return a split of saved data, or slices of some."""
+    if split in saved:
+        return saved[split]
+    try:
+        spans = rows_of(split, {name: len(rows) for name, rows in saved.items()})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"it has the splits {', '.join(saved)}") from error
+    parts = [saved[name].select(range(start, end)) for name, start, end in spans if start < end]
+    if not parts:
+        raise ValueError("it has no rows there")
+    return datasets.concatenate_datasets(parts)
+
+
+def sizes_of(rows: Any) -> dict[str, int] | None:
+    """Return the sizes of all splits of a source whose rows were opened, if it says them."""
+    known = {name: split.num_examples for name, split in (rows.info.splits or {}).items()}
+    return known if known and all(known.values()) else None
 
 
 def _undecoded(datasets: Any, rows: Any) -> Any:
@@ -85,7 +108,20 @@ def stored_images(rows: Any, column: str) -> list[tuple[str | None, bool]]:
 
 
 def _explain(source: str, split: str, error: Exception, *, is_local: bool) -> str:
-    message = " ".join(str(error).split())[:300]
+    cause = error.__cause__ or error.__context__
+    # `datasets` reads all files of a source for any of its splits, so the fault may be another split's.
+    got, wanted = (getattr(cause, f"{side}_column_names", None) for side in ("table", "requested"))
+    message = " ".join(str(error).split())
+    if got and wanted:
+        named = _USING.search(message)
+        return (
+            f"{source}: its split {split!r} cannot be read, because all files there must have the same columns and "
+            f"{named['file'] if named else 'one'} has {', '.join(got)}, not {', '.join(wanted)}; rename its columns, "
+            "or move it away"
+        )
+    if cause is not None and message.endswith("while generating the dataset"):
+        message = " ".join(str(cause).split())  # what happened, not only when
+    message = message[:300]
     offline = bool(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE"))
     if is_local:
         return f"{source}: its split {split!r} cannot be read: {message}; see data.splits and docs/data.md"

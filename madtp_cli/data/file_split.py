@@ -56,6 +56,8 @@ class FileSplit(Generic[SampleT, BatchT]):
         self.samples = [sample for sample in wanted if not lost.intersection(sample.images)]
         if not self.samples:
             raise SourceError(f"{where}: no sample has its images in {folder.root}; docs/data.md has its layout")
+        self._unopened = len(wanted) - len(self.samples)
+        self._spoilt: set[str] = set()
         name, count = Counter(sample.id for sample in self.samples).most_common(1)[0]
         if count > 1:
             raise SourceError(f"{where}: has the sample {name} {count} times; is a file given twice?")
@@ -64,6 +66,11 @@ class FileSplit(Generic[SampleT, BatchT]):
     def broken(self) -> list[str]:
         """Name the images found missing or unreadable so far, each with the reason."""
         return self._reader.broken
+
+    @property
+    def left_out(self) -> int:
+        """Count the samples left out so far for such an image."""
+        return self._unopened + len(self._spoilt)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,6 +87,8 @@ class FileSplit(Generic[SampleT, BatchT]):
         names = dict.fromkeys(name for sample in samples for name in sample.images)
         pixels = self._reader.read({name: self._folder.path(name) for name in names})
         whole = [sample for sample in samples if all(name in pixels for name in sample.images)]
+        if len(whole) < len(samples):
+            self._spoilt.update({sample.id for sample in samples} - {sample.id for sample in whole})
         return cast(BatchT, self._packer.pack(self.task, whole, pixels))
 
 

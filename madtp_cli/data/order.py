@@ -42,6 +42,11 @@ class Shuffled(Generic[BatchT]):
         """Name the broken images of the split."""
         return getattr(self.split, "broken", [])
 
+    @property
+    def left_out(self) -> int:
+        """Count the samples left out so far for such an image."""
+        return getattr(self.split, "left_out", 0)
+
     def batch(self, start: int, size: int) -> BatchT:
         """Return the samples at positions start to start + size, which may reach into the next epoch."""
         if start < 0 or size < 1:

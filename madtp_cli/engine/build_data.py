@@ -15,13 +15,13 @@ from madtp_cli.data.metrics import nlvr2_scores, recalls, vqa_accuracy
 from madtp_cli.data.order import Repeated, Shuffled
 from madtp_cli.engine.data_files import (
     annotations_of,
+    apart_note,
     check_apart,
     file_of,
     images_of,
     named,
     part_of,
     questions_of,
-    sources_of,
 )
 from madtp_cli.engine.tasks.base import Normalisation, Task
 from madtp_cli.engine.tasks.caption import Caption, Writing
@@ -37,7 +37,6 @@ SPLITS = ("train", "validation", "test")
 # BLIP's list of answers to rank has 3,128: those given most often in the training split.
 ANSWERS = 3128
 MOST_NAMED = 5  # images that a line names
-SAME_SAMPLES = "validation and test are the same samples: what is reported as test also chose weights and strength"
 SHAPES_SPLITS: Mapping[str, type[Any]] = {
     "nlvr2": shapes.ShapesPairs,
     "vqa": shapes_single.ShapesQuestions,
@@ -132,20 +131,34 @@ class Splits:
 
     def broken(self) -> dict[str, tuple[str, ...]]:
         """Name the missing and unreadable images met so far, by split."""
-        opened = {name: self.__dict__[name] for name in SPLITS if name in self.__dict__}
-        return {name: tuple(found) for name, split in opened.items() if (found := getattr(split, "broken", None))}
+        return {
+            name: tuple(found) for name, split in self._opened().items() if (found := getattr(split, "broken", None))
+        }
+
+    def left_out(self) -> dict[str, int]:
+        """Count the samples left out so far for a broken image, by split."""
+        return {name: getattr(split, "left_out", 0) for name, split in self._opened().items()}
+
+    def _opened(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in SPLITS if name in self.__dict__}
 
 
 def data_notes(splits: Splits) -> list[str]:
-    """Say what a reader of the results should know of the splits, and which images were left out of each."""
+    """Say what a reader of the results should know of the splits, and what was left out of each."""
+    left_out = splits.left_out()
     return [
         *splits.notes,
         *(
-            f"{name}: {len(found)} images left out (data.max_broken): {', '.join(found[:MOST_NAMED])}"
+            f"{name}: {_counted(len(found), 'image')} and {_counted(left_out[name], 'sample')} left out "
+            f"(data.max_broken): {', '.join(found[:MOST_NAMED])}"
             + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
             for name, found in splits.broken().items()
         ),
     ]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def open_splits(recipe: Recipe, processor: Processor, folder: Path | None = None) -> Splits:
@@ -153,8 +166,10 @@ def open_splits(recipe: Recipe, processor: Processor, folder: Path | None = None
 
     `folder` is that of a checkpoint to evaluate, which may hold the answers that it ranks.
     """
-    notes = (SAME_SAMPLES,) if sources_of(recipe.data, "validation") & sources_of(recipe.data, "test") else ()
-    return Splits(partial(_open, recipe, processor), lambda _: make_task(recipe, processor, folder), notes)
+    note = apart_note(recipe.data)
+    return Splits(
+        partial(_open, recipe, processor), lambda _: make_task(recipe, processor, folder), (note,) if note else ()
+    )
 
 
 def make_task(recipe: Recipe, processor: Processor, folder: Path | None = None) -> Task:
@@ -271,6 +286,8 @@ def _open(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     if split == "train":
         check_apart(data)
     opened: Any = OPENERS[data.name](recipe, processor, split)
+    if split == "train" and isinstance(opened, custom.CustomSplit):
+        check_apart(data, opened.sizes)
     if recipe.task == "vqa" and hasattr(opened, "answers"):
         _check_answers(opened, split)
     if split != "train":

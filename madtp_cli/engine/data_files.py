@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from madtp_cli.data.holdout import Part
+from madtp_cli.data.slices import share_rows
 from madtp_cli.errors import SourceError
 from madtp_cli.recipe_sections import DataSection, SplitFiles, SplitNames
 
+SAME_SAMPLES = "validation and test are the same samples: what is reported as test also chose weights and strength"
+SHARED_SAMPLES = "validation and test share samples: a part of what is reported as test also chose weights and strength"
 WHOLE = ("coco", "flickr30k")  # data sets whose one file tells the splits of its entries
 
 
@@ -45,24 +49,43 @@ def part_of(data: DataSection, split: str) -> Part | None:
     return Part(data.validation_share, held_out=split == "validation")
 
 
-def sources_of(data: DataSection, split: str) -> frozenset[str]:
-    """Name what a split is read from where its samples are all that are there; nothing where a file tells them apart.
+def check_apart(data: DataSection, sizes: Mapping[str, int] | None = None) -> None:
+    """Refuse to train on what validation or test are read from; raises SourceError.
 
-    Validation that is held out of training has nothing of its own.
+    `sizes` of the splits of custom data tell slices apart whose names do not.
+    """
+    for split in ("validation", "test"):
+        if both := _shared(data, "train", split, sizes):
+            none = split == "validation"
+            raise SourceError(
+                f"data: train and {split} are both read from {both}; what was trained on measures nothing, name "
+                "another one" + (", or none to hold some of the training images out" if none else "")
+            )
+
+
+def apart_note(data: DataSection) -> str | None:
+    """Say that validation and test are the same samples or share some, if their names tell so."""
+    if not _shared(data, "validation", "test"):
+        return None
+    same = data.name != "custom" or data.splits.validation == data.splits.test
+    return SAME_SAMPLES if same else SHARED_SAMPLES
+
+
+def _shared(data: DataSection, one: str, other: str, sizes: Mapping[str, int] | None = None) -> str | None:
+    """Name what two splits are both read from, if anything.
+
+    Validation that is held out of training has nothing of its own, and of one file that tells its samples' splits
+    each has its part.
     """
     given: Any = None if data.name in WHOLE else _given(data)
-    own = getattr(given, split, None)
-    return frozenset(() if own is None else _several(own))
-
-
-def check_apart(data: DataSection) -> None:
-    """Refuse to train on what validation or test are read from; raises SourceError."""
-    for split in ("validation", "test"):
-        if both := sorted(sources_of(data, "train") & sources_of(data, split)):
-            raise SourceError(
-                f"data: train and {split} are both read from {both[0]}; what was trained on measures nothing, name "
-                "another one" + (", or none to hold some of the training images out" if split == "validation" else "")
-            )
+    first, second = getattr(given, one, None), getattr(given, other, None)
+    if first is None or second is None:
+        return None
+    if data.name != "custom":
+        return next(iter(sorted({*_several(first)} & {*_several(second)})), None)
+    if not share_rows(first, second, sizes):
+        return None
+    return first if first == second else f"the same rows of {data.source} ({first} and {second})"
 
 
 def files_of(given: SplitFiles, split: str) -> list[Path]:

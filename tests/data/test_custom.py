@@ -84,6 +84,38 @@ def test_a_saved_data_set_has_named_splits(tmp_path: Path) -> None:
         open_custom("nlvr2", str(tmp_path / "saved"), "test", COLUMNS, Plain())
 
 
+def test_saved_data_can_be_sliced_and_one_table_is_not_every_split(tmp_path: Path) -> None:
+    """Saved rows, as files are, under `train` only."""
+    datasets.DatasetDict({"train": pairs(4), "dev": pairs(2)}).save_to_disk(tmp_path / "several")
+    several: Any = open_custom("nlvr2", str(tmp_path / "several"), "train[3:]+dev[:50%]", COLUMNS, Plain())
+    assert several.batch(0, 2).images[:, 0, 0, 0].tolist() == [3, 103, 0, 100]
+    pairs(4).save_to_disk(tmp_path / "one")
+    one: Any = open_custom("nlvr2", str(tmp_path / "one"), "train[75%:]", COLUMNS, Plain())
+    assert one.batch(0, 1).images[:, 0, 0, 0].tolist() == [3, 103]
+    with pytest.raises(SourceError, match="one: has no split 'dev', all that one table has is 'train'"):
+        open_custom("nlvr2", str(tmp_path / "one"), "dev", COLUMNS, Plain())
+    with pytest.raises(SourceError, match="cannot be read: it has no rows there; see"):
+        open_custom("nlvr2", str(tmp_path / "one"), "train[9:]", COLUMNS, Plain())
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_file_with_other_columns_is_said_whatever_split_is_asked_for(rows: int, tmp_path: Path) -> None:
+    """`datasets` does not always say which file it was."""
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for name, column in (("train", "image"), ("test", "picture")):
+        lines = [f"a.png,q{row},red\n" for row in range(rows)]
+        (folder / f"{name}.csv").write_text(f"{column},question,answers\n{''.join(lines)}", encoding="utf-8")
+    for split in ("train", "test"):
+        with pytest.raises(SourceError) as caught:
+            open_custom("vqa", str(folder), split, {}, Plain())
+        message = str(caught.value)
+        assert f"its split '{split}' cannot be read, because all files there must have the same columns and" in message
+        assert message.endswith(
+            " has picture, question, answers, not image, question, answers; rename its columns, or move it away"
+        )
+
+
 def captions_file(tmp_path: Path) -> Path:
     """Write captions as JSON lines with paths beside it."""
     rows = [{"file": f"img/{n}.png", "captions": [f"A dog {n}.", f"Dog {n}"]} for n in range(3)]
@@ -210,11 +242,17 @@ def test_broken_and_missing_images_are_tolerated_up_to_the_limit(tmp_path: Path)
         open_custom("caption", str(path), "train", columns, Plain())
     data: Any = open_custom("caption", str(path), "train", columns, Plain(), max_broken=2)
     assert len(data) == 2
-    assert data.batch(0, 2).samples == 1
+    assert data.left_out == 1
+    for _ in range(2):
+        assert data.batch(0, 2).samples == 1
+        assert data.left_out == Shuffled[Any](data, 1).left_out == 2
+    learn: Any = open_custom("caption", str(path), "train", columns, Plain(), training=True, max_broken=2)
+    assert learn.batch(0, 4).samples == 2
+    assert learn.left_out == 4  # captions
     assert [text.partition(" ")[0] for text in data.broken] == ["img/0.png", "img/1.png"]
     stream: Any = open_custom("caption", str(path), "train", columns, Plain(), True, samples=3, max_broken=2)
     assert stream.batch(0, 3).samples == 1
-    assert len(stream.broken) == 2
+    assert len(stream.broken) == stream.left_out == stream.shuffled(0).left_out == 2
 
 
 def test_broken_bytes_spoil_their_own_sample_only(tmp_path: Path) -> None:
@@ -244,8 +282,8 @@ def test_columns_that_do_not_fit_are_named(tmp_path: Path, columns: dict[str, st
     path = tmp_path / "pairs.parquet"
     pairs().to_parquet(path)
     with pytest.raises(SourceError) as caught:
-        open_custom("nlvr2", str(path), "train", columns, Plain())
-    assert message in str(caught.value)
+        open_custom("nlvr2", str(path), "train[:50%]", columns, Plain())
+    assert str(caught.value).startswith(f"{path} (train[:50%]): {message}")
 
 
 def test_sources_that_cannot_be_had_are_explained(tmp_path: Path) -> None:

@@ -85,21 +85,21 @@ def test_a_split_is_opened_when_it_is_asked_for_and_once() -> None:
     assert asked == ["validation", "train", "test"]
 
 
-def test_lines_about_broken_images_name_the_first() -> None:
+def test_lines_about_broken_images_name_the_first_and_count_their_samples() -> None:
     """At most five names, and how many more there are."""
     names = tuple("abcdefg")
 
     class Damaged(list[int]):
-        def __init__(self, broken: tuple[str, ...]) -> None:
+        def __init__(self, broken: tuple[str, ...], left_out: int) -> None:
             super().__init__()
-            self.broken = broken
+            self.broken, self.left_out = broken, left_out
 
-    found = {"train": names, "validation": (), "test": names[:2]}
-    splits = Splits(lambda name: Damaged(found[name]), lambda own: None)  # type: ignore[arg-type, return-value]
+    found = {"train": (names, 1200), "validation": ((), 0), "test": (names[:1], 1)}
+    splits = Splits(lambda name: Damaged(*found[name]), lambda own: None)  # type: ignore[arg-type, return-value]
     splits.open()
     assert data_notes(splits) == [
-        "train: 7 images left out (data.max_broken): a, b, c, d, e and 2 more",
-        "test: 2 images left out (data.max_broken): a, b",
+        "train: 7 images and 1,200 samples left out (data.max_broken): a, b, c, d, e and 2 more",
+        "test: 1 image and 1 sample left out (data.max_broken): a",
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from madtp_cli.data.samples import write_samples
 from madtp_cli.engine.build_data import data_notes
@@ -34,6 +35,69 @@ def test_a_test_split_that_chose_weights_is_said(tmp_path: Path) -> None:
         "validation and test are the same samples: what is reported as test also chose weights and strength"
     ]
     assert data_notes(opened_from(tmp_path, questions(tmp_path), "vqa")) == []
+
+
+def table(folder: Path, **splits: str | None) -> dict[str, Any]:
+    """Write 20 questions of one's own in one file."""
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    rows = "".join(f"a.png,q{row},red\n" for row in range(20))
+    (folder / "q.csv").write_text("image,question,answers\n" + rows, encoding="utf-8")
+    return {"name": "custom", "source": str(folder / "q.csv"), "splits": splits}
+
+
+def test_one_table_is_cut_into_splits(tmp_path: Path) -> None:
+    data = table(tmp_path, train="train[:60%]", validation="train[60%:80%]", test="train[16:]")
+    splits = opened_from(tmp_path, data, "vqa")
+    splits.open()
+    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [12, 4, 4]
+    assert data_notes(splits) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ({"train": "train", "validation": "val", "test": "tst"}, "has no split 'val', all that one table has is"),
+        ({"train": "trian", "validation": "train[:5]", "test": "train[5:]"}, "has no split 'trian', all that one"),
+        ({}, "has no split 'validation', all that one table has is 'train'; name slices of it in data.splits"),
+        (
+            {"train": "train", "validation": "train[80%:]", "test": "train[80%:]"},
+            "data: train and validation are both read from the same rows of {source} (train and train[80%:]); what",
+        ),
+        (
+            {"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[15:]"},  # told by the size alone
+            "data: train and test are both read from the same rows of {source} (train[:80%] and train[15:]); what",
+        ),
+        (
+            {"train": "train", "validation": "train", "test": "train"},
+            "data: train and validation are both read from train; what",
+        ),
+    ],
+)
+def test_one_table_is_never_read_whole_for_every_split(names: dict[str, str], fault: str, tmp_path: Path) -> None:
+    data = table(tmp_path, **names)
+    with pytest.raises(SourceError) as caught:
+        opened_from(tmp_path, data, "vqa").open()
+    assert fault.format(source=data["source"]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("test", "note"), [("train[80%:]", "are the same samples: what"), ("train[90%:]", "share samples: a part of what")]
+)
+def test_slices_that_chose_weights_are_said(test: str, note: str, tmp_path: Path) -> None:
+    splits = opened_from(tmp_path, table(tmp_path, train="train[:80%]", validation="train[80%:]", test=test), "vqa")
+    splits.open()
+    assert len(data_notes(splits)) == 1
+    assert data_notes(splits)[0].startswith(f"validation and test {note} is reported as test also chose weights")
+
+
+def test_columns_of_the_answers_to_rank_are_said_to_be_so(tmp_path: Path) -> None:
+    """Evaluating one split counts the answers of another."""
+    data = table(tmp_path, train="train[:80%]", validation="train[80%:90%]", test="train[90%:]")
+    splits = opened_from(tmp_path, data | {"columns": {"imge": "image"}}, "vqa")
+    with pytest.raises(SourceError, match=r"q\.csv \(train\[90%:\]\): data\.columns\.imge: the task vqa has no such"):
+        splits.test  # noqa: B018
+    with pytest.raises(SourceError, match=r"q\.csv \(train\[:80%\], whose answers are ranked\): data\.columns\.imge"):
+        splits.task  # noqa: B018
 
 
 def test_one_list_is_no_three_splits(tmp_path: Path) -> None:
