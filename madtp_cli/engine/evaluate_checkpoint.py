@@ -45,11 +45,12 @@ def evaluate_checkpoint(
         )
     build.check_fits(opened, recipe)
     data = open_splits(recipe, build.processor_of(opened, recipe.model.tokenizer), opened.folder)
+    samples = data.named(split)  # before the task, which may read the training split's answers
     model = opened.build().to(where)
     found = evaluate(
         model,
         data.task,
-        data.named(split),
+        samples,
         batch_size=batch_size or BATCH,
         limit=limit,
         records=predictions is not None,
