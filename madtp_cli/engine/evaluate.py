@@ -16,7 +16,7 @@ from madtp_cli.errors import SourceError
 from madtp_cli.models.base import Output, PrunedModel
 from madtp_cli.models.tower import LayerTrace
 
-BATCH = 256  # samples per forward pass outside training
+BATCH = 256  # most samples per forward pass outside training
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ class Evaluation:
     def samples(self) -> int:
         """How many samples were measured."""
         return len(self.cost.macs)
+
+
+def batch_for(training: int) -> int:
+    """Return the samples per forward pass for a model that was trained on batches of so many.
+
+    Without gradients a few times as many fit; without a bound, a large model would run out of memory after training.
+    """
+    return min(BATCH, 4 * training)
 
 
 def mixed(precision: str, device: torch.device) -> AbstractContextManager[object]:

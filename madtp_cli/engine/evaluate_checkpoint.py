@@ -11,7 +11,7 @@ from rich.console import Console
 from madtp_cli import results
 from madtp_cli.engine import build
 from madtp_cli.engine.build_data import data_notes, open_splits
-from madtp_cli.engine.evaluate import BATCH, evaluate
+from madtp_cli.engine.evaluate import batch_for, evaluate
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.recipe import Recipe, load_recipe
@@ -51,7 +51,7 @@ def evaluate_checkpoint(
         model,
         data.task,
         samples,
-        batch_size=batch_size or BATCH,
+        batch_size=batch_size or batch_for(recipe.training.batch_size),
         limit=limit,
         records=predictions is not None,
         precision=build.choose_precision(precision or "fp32", where),

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from madtp_cli import results
 from madtp_cli.engine.build_data import Splits, data_notes, facts
-from madtp_cli.engine.evaluate import BATCH, Evaluation, evaluate
+from madtp_cli.engine.evaluate import Evaluation, batch_for, evaluate
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, SECONDS, compare_latency
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.resume import METRICS
@@ -96,8 +96,10 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
     # From scratch there is one model, the dense one.
     main = "dense" if run.subject.dense is None else "pruned"
     models = {main: student} if run.subject.dense is None else {"dense": run.subject.dense, main: student}
+    batch_size = batch_for(run.recipe.training.batch_size)
     tested = {
-        name: evaluate(model, splits.task, splits.test, batch_size=BATCH, final=True) for name, model in models.items()
+        name: evaluate(model, splits.task, splits.test, batch_size=batch_size, final=True)
+        for name, model in models.items()
     }
     for note in dict.fromkeys([*(note for found in tested.values() for note in found.notes), *data_notes(splits)]):
         console.print(note)

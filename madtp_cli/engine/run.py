@@ -14,7 +14,7 @@ from madtp_cli import results
 from madtp_cli.budget import BudgetController, calibrate, reachable
 from madtp_cli.engine import build
 from madtp_cli.engine.build_data import Splits, open_splits
-from madtp_cli.engine.evaluate import BATCH, measure_reduction
+from madtp_cli.engine.evaluate import batch_for, measure_reduction
 from madtp_cli.engine.finish import SMOKE, Effort, Finished, Subject, finish, round_weights
 from madtp_cli.engine.fit import FitSettings, Job, Run, fit, make_accelerator
 from madtp_cli.engine.output import OutputFolder
@@ -215,10 +215,11 @@ def _goal(recipe: Recipe, student: PrunedModel, splits: Splits, effort: Effort) 
     assert budget is not None
 
     limit = min(effort.probe_samples, len(splits.validation))
+    batch_size = batch_for(recipe.training.batch_size)
 
     def measure(strength: float) -> float:
         return measure_reduction(
-            student, splits.task, splits.validation, batch_size=BATCH, limit=limit, strength=strength
+            student, splits.task, splits.validation, batch_size=batch_size, limit=limit, strength=strength
         )
 
     low, high = reachable(measure)
@@ -253,11 +254,12 @@ def _calibrate(
     """Set the strength that meets the goal on the whole validation split."""
 
     assert recipe.budget is not None
+    batch_size = batch_for(recipe.training.batch_size)
     samples = min(recipe.budget.calibration_samples or len(splits.validation), len(splits.validation))
 
     def measure(strength: float) -> float:
         return measure_reduction(
-            student, splits.task, splits.validation, batch_size=BATCH, limit=samples, strength=strength
+            student, splits.task, splits.validation, batch_size=batch_size, limit=samples, strength=strength
         )
 
     # One step of a smoke run hardly moves the controller, and a checkpoint that prunes nothing would try too little.

@@ -80,6 +80,8 @@ def start(state: Mapping[str, Tensor], family: str, own: str, task: str | None, 
     left = sorted({key.partition(".")[0] for key in state if key not in going})
     fresh = [key for key in heads if key not in going]
     notes = [f"{task} started from {own}" + (f"; left out: {', '.join(left)}" if left else "")]
+    if fresh:
+        notes.append(f"not in the checkpoint, so drawn at random: {', '.join(fresh)}")
     if task == "nlvr2":
         going, made = twin_attention(going, merge_from)
         fresh += made

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from madtp_cli.data.batch import PairBatch
 from madtp_cli.data.shapes import ShapesPairs, accuracy
-from madtp_cli.engine.evaluate import Evaluation, batches, evaluate, measure_reduction, mixed
+from madtp_cli.engine.evaluate import Evaluation, batch_for, batches, evaluate, measure_reduction, mixed
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import SourceError
 from madtp_cli.models.base import PrunedModel
@@ -241,3 +241,9 @@ class Longer(ShapesPairs):
 
     def __len__(self) -> int:
         return self.samples + 20
+
+
+@pytest.mark.parametrize(("training", "expected"), [(1, 4), (16, 64), (64, 256), (1000, 256)])
+def test_batches_outside_training_follow_those_of_training(training: int, expected: int) -> None:
+    """A model that trains on 16 at a time must not meet 256 once its training is over."""
+    assert batch_for(training) == expected

@@ -117,21 +117,20 @@ def test_without_a_teacher_or_guidance_there_is_less_to_learn(
 def test_the_test_split_is_read_once_when_all_is_decided(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[str] = []
-    watch(monkeypatch, lambda split, start: reads.append(split))
+    reads: list[tuple[str, int]] = []
+    watch(monkeypatch, lambda split, start: reads.append((split, start)))
     train(tiny(tmp_path, PRUNE, checkpoint=dense))
-    # 96 samples are one batch, read by the dense and by the pruned model.
-    assert reads[-2:] == ["test", "test"]
-    assert reads.count("test") == 2
-    assert {"train", "validation"} == set(reads[:-2])
+    # 96 samples are a batch of 64 and the rest, read by the dense and by the pruned model.
+    assert reads[-4:] == [("test", 0), ("test", 64)] * 2
+    assert {"train", "validation"} == {split for split, _ in reads[:-4]}
 
 
 def test_a_model_from_scratch_reads_it_once_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[str] = []
-    watch(monkeypatch, lambda split, start: reads.append(split))
+    reads: list[tuple[str, int]] = []
+    watch(monkeypatch, lambda split, start: reads.append((split, start)))
     result = train(tiny(tmp_path, DENSE), "finetune")
-    assert reads.count("test") == 1
-    assert reads[-1] == "test"
+    assert reads[-2:] == [("test", 0), ("test", 64)]
+    assert [split for split, _ in reads].count("test") == 2
     assert result.dense is not None
     assert (result.pruned, result.budget) == (None, None)
 

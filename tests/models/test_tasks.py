@@ -30,6 +30,8 @@ def test_what_starts_is_a_whole_model(own: str, task: str) -> None:
     assert tuple(key for key in result.fresh if "merge_layer" not in key) == expected
     assert result.notes[0].startswith(f"{task} started from {own}")
     assert result.started_from == own
+    told = [note for note in result.notes if note.startswith("not in the checkpoint, so drawn at random: ")]
+    assert [note.partition(": ")[2] for note in told] == ([", ".join(expected)] if expected else [])
 
 
 @pytest.mark.parametrize("kind", ["nlvr2", "vqa", "caption", "retrieval"])

@@ -92,7 +92,6 @@ class _Scorer:
         self.text_embeds: list[Tensor] = []
         self.texts: list[Tensor] = []
         self.image_of_text: list[int] = []
-        self.names: list[str] = []
 
     def add(self, batch: RetrievalBatch, output: Any) -> None:
         """Keep what is new."""
@@ -108,17 +107,16 @@ class _Scorer:
         self.text_embeds.append(output.text_embeds)
         self.texts += batch.text.split(batch.text_lengths)
         self.image_of_text += [self.image_rows[batch.image_ids[row]] for row in output.image_index]
-        self.names = list(self.image_rows)
 
     def scores(self) -> Scores:
         """Rank the gallery both ways."""
         similarity = torch.stack(self.image_embeds).float() @ torch.cat(self.text_embeds).float().T  # [I, S]
         by_image = self._reranked(similarity)
         by_text = self._reranked(similarity.T, texts_first=True).T
-        best = by_text.argmax(0).tolist()
+        names, best = list(self.image_rows), by_text.argmax(0).tolist()
         return Scores(
             dict(self.metric(by_image, by_text, self.image_of_text)),
-            [self.names[row] for row in best],
+            [names[row] for row in best],
             [[value] for value in by_text.amax(0).tolist()],
         )
 
