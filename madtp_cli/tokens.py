@@ -44,13 +44,20 @@ class Spans:
         return max(self.lengths)
 
     @cached_property
+    def equal(self) -> bool:
+        """Whether all samples are equally long."""
+        return len(set(self.lengths)) == 1
+
+    @cached_property
+    def adjacent(self) -> bool:
+        """Whether all samples are equally long and lie end to end somewhere, so that a part is a view [B, N, ...]."""
+        first, length = self.starts[0], self.lengths[0]
+        return self.equal and all(start == first + row * length for row, start in enumerate(self.starts))
+
+    @cached_property
     def uniform(self) -> bool:
-        """Whether all samples are equally long and lie end to end, so that a view [B, N, ...] exists."""
-        first = self.lengths[0]
-        return all(
-            length == first and start == row * first
-            for row, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True))
-        )
+        """Whether all samples are equally long and lie end to end from the first token on."""
+        return self.adjacent and self.starts[0] == 0
 
     def pick(self, rows: Sequence[int]) -> Spans:
         """Return the spans of the given samples, in that order; they may repeat and overlap."""

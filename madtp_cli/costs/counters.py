@@ -236,12 +236,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 @contextmanager
 def _ready(model: nn.Module) -> Iterator[None]:
     """Put a model into the state whose cost is meant: eval mode (constants folded), no padding to batch mates."""
-    was_training, overhead = model.training, attention.GROUP_OVERHEAD_MACS
-    # Padding an image to the longer one of its pair is a matter of speed, not of what the sample needs.
-    attention.GROUP_OVERHEAD_MACS = 0
+    was_training = model.training
     model.eval()
     try:
-        yield
+        # Padding an image to the longer one of its pair is a matter of speed, not of what the sample needs.
+        with attention.backend("segments"):
+            yield
     finally:
-        attention.GROUP_OVERHEAD_MACS = overhead
         model.train(was_training)

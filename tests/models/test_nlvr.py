@@ -196,18 +196,15 @@ METHODS = [
 @pytest.mark.parametrize("learn", [False, True], ids=["inference", "training"])
 def test_a_pruned_sample_does_not_depend_on_its_batch_mates(
     change: dict[str, Any],
-    backend: str,
+    backend: attention.Backend,
     learn: bool,
     make: Make,
     spec: PruningSpec,
     inputs: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The sample alone, with copies of its images: the same tokens in every layer, the same cost, logits to 1e-4."""
-    if backend != "auto":
-        monkeypatch.setattr(attention, "choose_backend", lambda *_: backend)
     model = make(replace(spec, **change))
-    with torch.set_grad_enabled(learn):
+    with attention.backend(backend), torch.set_grad_enabled(learn):
         together = model(**inputs, learn=learn)
         costs = model.macs(together)
         for row, pair in enumerate(inputs["image_index"]):

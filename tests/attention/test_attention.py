@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,21 +10,29 @@ from torch import Tensor
 
 from madtp_cli import attention
 from madtp_cli.attention import (
+    Backend,
     Statistics,
+    Summary,
     attend,
     attend_with_statistics,
     attention_of_rows,
-    choose_backend,
+    rectangles,
+    statistics,
 )
 from madtp_cli.tokens import Spans
 
 HEADS, WIDTH = 3, 4
-Backend = Literal["auto", "segments", "padded"]
-Summary = Literal["first", "last"]
-BACKENDS = pytest.mark.parametrize("backend", ["auto", "segments", "padded"])
+BACKENDS = pytest.mark.parametrize("backend", ["auto", "segments", "padded"], indirect=True)
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 SUMMARY = pytest.mark.parametrize("summary", ["first", "last"])
 SPANS = pytest.mark.parametrize("spans", [Spans.of([6, 6, 6]), Spans.of([5, 2, 7, 2, 9, 1])], ids=["uniform", "ragged"])
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Put a backend in force for one test."""
+    with attention.backend(request.param):
+        yield request.param
 
 
 def _tensors(*lengths: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
@@ -69,12 +77,10 @@ def _loop_statistics(
     return torch.tensor(class_row), torch.tensor(received)
 
 
-def _check_with_gradient(
-    q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, backend: Backend, causal: bool = False
-) -> None:
+def _check_with_gradient(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, causal: bool = False) -> None:
     ours = [t.clone().requires_grad_() for t in (q, k, v)]
     loop = [t.clone().requires_grad_() for t in (q, k, v)]
-    out = attend(ours[0], ours[1], ours[2], queries, keys, causal=causal, backend=backend)
+    out = attend(ours[0], ours[1], ours[2], queries, keys, causal=causal)
     expected = _loop(loop[0], loop[1], loop[2], queries, keys, causal)
     torch.testing.assert_close(out, expected)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=out.dtype)
@@ -83,7 +89,7 @@ def _check_with_gradient(
     for mine, theirs in zip(ours, loop, strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
     with torch.no_grad():
-        out = attend(q, k, v, queries, keys, causal=causal, backend=backend)
+        out = attend(q, k, v, queries, keys, causal=causal)
         torch.testing.assert_close(out, expected.detach())
 
 
@@ -93,7 +99,7 @@ def _check_with_gradient(
 def test_self_attention_is_a_loop_over_samples(spans: Spans, backend: Backend, causal: bool) -> None:
     """A plain softmax per sample and head in float64, forward and gradient."""
     q, k, v = _tensors(spans.total, spans.total, spans.total)
-    _check_with_gradient(q, k, v, spans, spans, backend, causal)
+    _check_with_gradient(q, k, v, spans, spans, causal)
 
 
 @BACKENDS
@@ -102,9 +108,9 @@ def test_a_causal_query_sees_nothing_after_it(spans: Spans, backend: Backend) ->
     """The identity: changing the last key and value of every span changes its last output alone, to the bit."""
     q, k, v = _tensors(spans.total, spans.total, spans.total)
     ends = spans.end_index(q.device)
-    before, _ = attend_with_statistics(q, k, v, spans, causal=True, summary="last", backend=backend)
+    before, _ = attend_with_statistics(q, k, v, spans, causal=True, summary="last")
     k, v = k.index_fill(0, ends, 7.0), v.index_fill(0, ends, 7.0)
-    after, _ = attend_with_statistics(q, k, v, spans, causal=True, summary="last", backend=backend)
+    after, _ = attend_with_statistics(q, k, v, spans, causal=True, summary="last")
     earlier = torch.ones(spans.total, dtype=torch.bool).index_fill(0, ends, value=False)
     assert torch.equal(after[earlier], before[earlier])
     assert not torch.isclose(after[~earlier], before[~earlier]).all(-1).any()
@@ -124,7 +130,7 @@ def test_cross_attention_may_share_keys(rows: list[int], lengths: list[int], bac
     """A plain softmax per sample and head in float64, forward and gradient, where samples read the same span."""
     queries, keys = Spans.of([2, 6, 1, 2]), Spans.of(lengths)
     q, k, v = _tensors(queries.total, keys.total, keys.total)
-    _check_with_gradient(q, k, v, queries, keys.pick(rows), backend)
+    _check_with_gradient(q, k, v, queries, keys.pick(rows))
 
 
 @BACKENDS
@@ -132,7 +138,7 @@ def test_keys_may_be_the_first_of_many(backend: Backend) -> None:
     """Uniform spans that do not reach the end of the packed keys read their own keys: a loop over samples."""
     queries, keys = Spans.of([2, 2]), Spans.of([3, 3, 3, 3])
     q, k, v = _tensors(queries.total, keys.total, keys.total)
-    _check_with_gradient(q, k, v, queries, keys.pick([0, 1]), backend)
+    _check_with_gradient(q, k, v, queries, keys.pick([0, 1]))
 
 
 @BACKENDS
@@ -148,11 +154,9 @@ def test_statistics_follow_their_definition(
     class_row, received = _loop_statistics(q, k, v, spans, causal, summary)
     expected = _loop(q, k, v, spans, spans, causal)
     for elements in (1, 300, 1 << 20):
-        monkeypatch.setattr(attention, "MATERIALISED_ELEMENTS", elements)
+        monkeypatch.setattr(statistics, "BLOCK_ELEMENTS", elements)
         with torch.set_grad_enabled(grad):
-            out, found = attend_with_statistics(
-                q.requires_grad_(grad), k, v, spans, causal=causal, summary=summary, backend=backend
-            )
+            out, found = attend_with_statistics(q.requires_grad_(grad), k, v, spans, causal=causal, summary=summary)
         torch.testing.assert_close(out.detach(), expected)
         torch.testing.assert_close(found.class_row, class_row)
         torch.testing.assert_close(found.received, received)
@@ -186,8 +190,8 @@ def test_bf16_stays_close_to_float64(spans: Spans, backend: Backend, grad: bool)
     """The float64 loop on the same rounded inputs: outputs within 2e-2, statistics within 3e-2 of values near one."""
     q, k, v = _tensors(spans.total, spans.total, spans.total, dtype=torch.bfloat16)
     with torch.set_grad_enabled(grad):
-        out, found = attend_with_statistics(q.requires_grad_(grad), k, v, spans, backend=backend)
-        plain = attend(q, k, v, spans, spans, backend=backend)
+        out, found = attend_with_statistics(q.requires_grad_(grad), k, v, spans)
+        plain = attend(q, k, v, spans, spans)
     q, k, v = (t.detach().double() for t in (q, k, v))
     expected = _loop(q, k, v, spans, spans)
     class_row, received = _loop_statistics(q, k, v, spans)
@@ -215,10 +219,37 @@ def test_attention_of_rows_is_one_query_per_span() -> None:
 
 
 def test_auto_pads_only_what_is_cheap_to_pad() -> None:
-    """Hand arithmetic: 2 * wasted * width against the fixed cost of one more group."""
-    equal, tiny, large = Spans.of([50, 50]), Spans.of([9, 8]), Spans.of([577, 100])
-    assert choose_backend(equal, equal, 768) == "segments"
-    assert attention.GROUP_OVERHEAD_MACS > 2 * (9 * 9 - 8 * 8) * 96
-    assert choose_backend(tiny, tiny, 96) == "padded"
-    assert attention.GROUP_OVERHEAD_MACS < 2 * (577**2 - 100**2) * 768
-    assert choose_backend(large, large, 768) == "segments"
+    """Hand arithmetic: 2 * excess * width against the fixed cost of one more rectangle."""
+    equal, tiny, large = Spans.of([50, 50]), Spans.of([9, 8]), Spans.of([577, 100, 577, 99])
+    assert rectangles.groups(equal, equal, "auto", 768) == [[0, 1]]
+    assert rectangles.RECTANGLE_OVERHEAD_MACS > 2 * (9 * 9 - 8 * 8) * 96
+    assert rectangles.groups(tiny, tiny, "auto", 96) == [[0, 1]]
+    assert rectangles.groups(tiny, tiny, "segments", 96) == [[0], [1]]
+    assert rectangles.RECTANGLE_OVERHEAD_MACS < 2 * (577**2 - 100**2) * 768
+    assert rectangles.groups(large, large, "auto", 768) == [[0, 2], [1, 3]]
+    assert rectangles.groups(large, large, "padded", 768) == [[0, 1, 2, 3]]
+
+
+def test_padding_is_weighed_for_queries_and_keys_together() -> None:
+    """Hand arithmetic: a longer query pads every key span of its rectangle as well."""
+    queries, keys = Spans.of([1, 40]), Spans.of([400, 399])
+    width = 768
+    excess = 40 * 400 - 1 * 400 + 40
+    assert 2 * excess * width > rectangles.RECTANGLE_OVERHEAD_MACS
+    assert len(rectangles.groups(queries, keys, "auto", width)) == 2
+    assert len(rectangles.groups(queries, keys, "auto", width // 16)) == 1
+
+
+def test_a_backend_is_one_of_those_there_are() -> None:
+    """A name that is none is refused; a `with` block puts back what was in force before, whatever happens in it."""
+    with pytest.raises(ValueError, match="'flash' is no attention backend; there are auto, segments"):
+        attention.use_backend("flash")  # type: ignore[arg-type]
+
+    def fail() -> None:
+        with attention.backend("padded"):
+            assert attention.backend_in_force() == "padded"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert attention.backend_in_force() == "auto"

@@ -1,0 +1,82 @@
+"""Attention inside spans of packed tokens, and the statistics that pruning asks of it.
+
+Shapes: T packed tokens, b spans of a rectangle, N tokens of one span, H heads, D head width. `segments` and `padded`
+lay spans out as rectangles (rectangles.py) and differ in nothing else; `padded` is the tests' oracle.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from madtp_cli.attention.backends import BACKENDS, Backend, backend, backend_in_force, use_backend
+from madtp_cli.attention.rectangles import Rectangle, lay_out, packed
+from madtp_cli.attention.statistics import Statistics, Summary, Visible, score_tokens
+from madtp_cli.tokens import Spans
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, causal: bool = False) -> Tensor:
+    """Attend from each query span to its key span: q [Tq, H, D], k and v [Tk, H, D] -> [Tq, H, D].
+
+    With `causal` the i-th query of a span sees its first i keys; raises ValueError unless both spans are equally long.
+    """
+    if causal and queries.lengths != keys.lengths:
+        raise ValueError("causal attention needs query and key spans of equal lengths")
+    found = list(lay_out(queries, keys, backend_in_force(), q.shape[1] * q.shape[2], q.device))
+    outs = [r.queries.packed(_attend(q, k, v, r, causal).transpose(1, 2)) for r in found]
+    return packed(outs, [r.queries for r in found], queries.total)
+
+
+def attend_with_statistics(
+    q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, causal: bool = False, summary: Summary = "first"
+) -> tuple[Tensor, Statistics]:
+    """Self-attend within spans and return the output [T, H, D] with the statistics that pruning asks for."""
+    outs, rows, scores = [], [], []
+    for r in lay_out(spans, spans, backend_in_force(), q.shape[1] * q.shape[2], q.device):
+        # Statistics carry no gradient: in training the fused output and a pass for them alone beat one pass that saves
+        # its probabilities; in inference one pass gives both.
+        out = _attend(q, k, v, r, causal) if torch.is_grad_enabled() else None
+        with torch.no_grad():
+            visible = Visible(r.keys.mask, causal, summary)
+            taken = r.queries.take(q), r.queries.take(k), r.queries.take(v)
+            result, *scored = score_tokens(*taken, visible, out)
+        outs.append(r.queries.packed((result if out is None else out).transpose(1, 2)))
+        scores.append(r.queries.packed(torch.stack(scored, -1)))  # [t, 2]
+        rows.append(r.queries)
+    columns = packed(scores, rows, spans.total)
+    return packed(outs, rows, spans.total), Statistics(columns[:, 0], columns[:, 1])
+
+
+def attention_of_rows(q: Tensor, k: Tensor, keys: Spans) -> Tensor:
+    """Return the probabilities of one query per span: q [B, H, D], k [Tk, H, D] -> [B, H, longest], 0 beyond a span."""
+    index, mask = keys.rectangle(k.device)
+    scores = torch.einsum("bhd,bnhd->bhn", q, k[index]) * q.shape[-1] ** -0.5
+    return scores.masked_fill(~mask[:, None], float("-inf")).float().softmax(-1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, rectangle: Rectangle, causal: bool) -> Tensor:
+    """Attend on a rectangle without keeping probabilities: [b, H, N, D]."""
+    q, k, v = rectangle.queries.take(q), rectangle.keys.take(k), rectangle.keys.take(v)
+    # Padding lies beyond a span's end, where no token of the span looks in causal attention: it needs no other mask.
+    mask = None if causal or rectangle.keys.mask is None else rectangle.keys.mask[:, None, None]
+    if q.device.type == "cpu" and q.element_size() < 4 and torch.is_grad_enabled():
+        # The CPU kernel's backward is several times slower in bf16 than in fp32.
+        with torch.autocast("cpu", enabled=False):
+            q, k, v, dtype = q.float(), k.float(), v.float(), q.dtype
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).to(dtype)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Statistics",
+    "Summary",
+    "attend",
+    "attend_with_statistics",
+    "attention_of_rows",
+    "backend",
+    "backend_in_force",
+    "use_backend",
+]

@@ -1,0 +1,113 @@
+"""What pruning asks of self-attention: the paper's S_cls and S_self, without an N x N x H map being kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+Summary = Literal["first", "last"]  # the token that stands for its span: a class token, or the last one (CLIP's EOT)
+
+# Probabilities exist for this many elements at a time. Their memory is used again for the next block: large enough that
+# a block is worth its calls, small enough to stay in a last-level cache (16 MiB in fp32, one image of BLIP-B at 384).
+BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a block's self-attention says about its tokens, each [T] float32, without gradient.
+
+    class_row: attention paid by the summary token, summed over heads weighted by each head's share of the token's
+    output norm. received: sum over the other queries of the largest probability over heads.
+    """
+
+    class_row: Tensor
+    received: Tensor
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Who sees whom in a rectangle of b spans: mask [b, N] of real tokens, None if all are; and whether causal."""
+
+    mask: Tensor | None
+    causal: bool
+    summary: Summary
+
+    def some(self, spans: slice) -> Visible:
+        """Return the same of some of the spans."""
+        return Visible(None if self.mask is None else self.mask[spans], self.causal, self.summary)
+
+    def summaries(self, spans: int, length: int, device: torch.device) -> Tensor:
+        """Return the place of every span's summary token: [b]."""
+        if self.summary == "first":
+            return torch.zeros(spans, dtype=torch.int64, device=device)
+        if self.mask is None:
+            return torch.full((spans,), length - 1, device=device)
+        return self.mask.sum(1) - 1
+
+    def hide(self, scores: Tensor, first: int) -> None:
+        """Set what queries from the `first` on do not see to -inf, in place: scores [b, H, n, N]."""
+        if self.mask is not None:
+            scores.masked_fill_(~self.mask[:, None, None], float("-inf"))
+        if self.causal:
+            key = torch.arange(scores.shape[-1], device=scores.device)
+            query = torch.arange(first, first + scores.shape[-2], device=scores.device)
+            scores.masked_fill_(key > query[:, None], float("-inf"))
+
+
+def score_tokens(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible, out: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend within a rectangle block by block: q, k, v [b, H, N, D] -> out [b, H, N, D], class_row, received [b, N].
+
+    The probabilities of a block give the block's output too; where `out` is given, it is not computed again.
+    """
+    spans, heads, length, _ = q.shape
+    result = q.new_empty(spans, length, heads, v.shape[-1]).transpose(1, 2) if out is None else out
+    row = q.new_zeros(spans, heads, length)
+    received = torch.zeros(spans, length, device=q.device)
+    batch = max(1, min(spans, BLOCK_ELEMENTS // (heads * length**2)))
+    queries = max(1, min(length, BLOCK_ELEMENTS // (heads * length)))  # all of them where `batch` is more than 1
+    memory = q.new_empty(batch * heads * queries * length)
+    for start in range(0, spans, batch):
+        some = slice(start, start + batch)
+        # One head after the other in memory: products of such matrices are the fast ones.
+        q_some, k_some, v_some = (t[some].flatten(0, 1).contiguous() for t in (q, k, v))  # [bH, N, D]
+        seen = visible.some(some)
+        for first in range(0, length, queries):
+            block = slice(first, first + queries)
+            probability = _probability(q_some[:, block], k_some, seen, first, heads, memory)
+            if out is None:
+                result[some, :, block] = torch.bmm(probability.flatten(0, 1), v_some).unflatten(0, (-1, heads))
+            _count(probability, seen, first, row[some], received[some])
+    norm = vector_norm(result.float(), dim=-1)  # [b, H, N]
+    head_share = norm / norm.sum(1, keepdim=True).clamp_min(1e-12)
+    return result, (row.float() * head_share).sum(1), received
+
+
+def _probability(q: Tensor, k: Tensor, visible: Visible, first: int, heads: int, memory: Tensor) -> Tensor:
+    """Return the probabilities of queries q [bH, n, D] over keys k [bH, N, D], in borrowed memory: [b, H, n, N]."""
+    spans_heads, queries, width = q.shape
+    scores = memory[: spans_heads * queries * k.shape[1]].view(spans_heads, queries, -1)
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=width**-0.5, out=scores)
+    visible.hide(scores.unflatten(0, (-1, heads)), first)
+    return torch.softmax(scores, -1, out=scores).unflatten(0, (-1, heads))
+
+
+def _count(probability: Tensor, visible: Visible, first: int, row: Tensor, received: Tensor) -> None:
+    """Add what a block of queries says: the summary token's row [b, H, N], and what tokens receive [b, N]."""
+    spans, _, queries, length = probability.shape
+    device = probability.device
+    # The summary token's own query does not count in what a token receives, nor do queries that are padding.
+    place = visible.summaries(spans, length, device) - first  # [b]
+    query = torch.arange(queries, device=device)
+    is_summary = query == place[:, None]  # [b, n]
+    counts = ~is_summary if visible.mask is None else visible.mask[:, first : first + queries] & ~is_summary
+    strongest = probability.amax(1).float()  # [b, n, N]
+    received += (strongest * counts[..., None]).sum(1)
+    summary = probability[torch.arange(spans, device=device), :, place.clamp(0, queries - 1)]  # [b, H, N]
+    here = ((place >= 0) & (place < queries))[:, None, None]
+    row.copy_(summary if queries == length else torch.where(here, summary, row))
