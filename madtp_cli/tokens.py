@@ -6,13 +6,20 @@ K alignment tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+
+def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Copy integers to a device; to a GPU without waiting for what it is computing."""
+    if device.type == "cuda":
+        return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
+    return torch.tensor(numbers, device=device)
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,17 @@ class Spans:
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
+    _on_device: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Spans:
-        """Lay samples of the given lengths end to end."""
+    def of(cls, lengths: Sequence[int], on_device: Tensor | None = None) -> Spans:
+        """Lay samples of the given lengths end to end; `on_device` are the same lengths [B], where they are there."""
         lengths = tuple(lengths)
-        return cls(starts=(0, *accumulate(lengths[:-1])) if lengths else (), lengths=lengths)
+        spans = cls(starts=(0, *accumulate(lengths[:-1])) if lengths else (), lengths=lengths)
+        if on_device is not None:
+            spans._on_device["lengths"] = on_device
+            spans._on_device["starts"] = on_device.cumsum(0) - on_device
+        return spans
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -65,15 +77,29 @@ class Spans:
 
     def start_index(self, device: torch.device) -> Tensor:
         """Return the index of every sample's first token, [B]."""
-        return torch.tensor(self.starts, device=device)
+        return self._kept("starts", device, lambda: upload(self.starts, device))
 
     def end_index(self, device: torch.device) -> Tensor:
         """Return the index of every sample's last token, [B]."""
-        return torch.tensor([s + n - 1 for s, n in zip(self.starts, self.lengths, strict=True)], device=device)
+        return self.start_index(device) + self.length_index(device) - 1
+
+    def length_index(self, device: torch.device) -> Tensor:
+        """Return every sample's number of tokens on the device, [B]."""
+        return self._kept("lengths", device, lambda: upload(self.lengths, device))
 
     def sample_index(self, device: torch.device) -> Tensor:
         """Return the sample that every token belongs to, [T]; for spans that lie end to end."""
-        return torch.repeat_interleave(torch.tensor(self.lengths, device=device), output_size=self.total)
+        return self._kept(
+            "samples",
+            device,
+            lambda: torch.repeat_interleave(self.length_index(device), output_size=self.total),
+        )
+
+    def _kept(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+        """Return an index made before, or make it."""
+        if name not in self._on_device or self._on_device[name].device != device:
+            self._on_device[name] = make()
+        return self._on_device[name]
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum values [T, ...] over each sample: [B, ...]."""
@@ -129,7 +155,7 @@ class Spans:
     def rectangle(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return token indices [B, longest] (0 beyond a sample's end) and the mask of real ones."""
         column = torch.arange(self.longest, device=device)
-        mask = column < torch.tensor(self.lengths, device=device)[:, None]
+        mask = column < self.length_index(device)[:, None]
         return ((self.start_index(device)[:, None] + column) * mask, mask)
 
     def _rows(self, values: Tensor) -> Tensor:
@@ -168,6 +194,36 @@ class Tokens:
         """Return the same tokens with new states x [T, C]."""
         return replace(self, x=x)
 
+    @classmethod
+    def join(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Lay batches end to end; there is at least one, and all are causal or none."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            torch.cat([part.x for part in parts]),
+            Spans.of([length for part in parts for length in part.spans.lengths]),
+            torch.cat([part.position for part in parts]),
+            torch.cat([part.size for part in parts]),
+            torch.cat([part.protected for part in parts]),
+            parts[0].causal,
+        )
+
+    def split(self, most: int) -> list[Tokens]:
+        """Cut the batch between samples into parts of at most `most` tokens; a longer sample is a part of its own."""
+        parts, first, begin, end = [], 0, 0, 0
+        for row, length in enumerate(self.spans.lengths):
+            if row > first and end + length - begin > most:
+                parts.append(self._part(first, row, begin, end))
+                first, begin = row, end
+            end += length
+        parts.append(self._part(first, len(self.spans), begin, end))
+        return parts
+
+    def _part(self, first: int, last: int, begin: int, end: int) -> Tokens:
+        own = slice(begin, end)
+        spans = Spans.of(self.spans.lengths[first:last])
+        return Tokens(self.x[own], spans, self.position[own], self.size[own], self.protected[own], self.causal)
+
     def first(self) -> Tensor:
         """Return the first (class) token of every sample, [B, C]."""
         return self.x[self.spans.start_index(self.x.device)]
@@ -198,13 +254,23 @@ def compact(tokens: Tokens, selection: Selection) -> Tokens:
     into = torch.where(tokens.protected, here, selection.into)
     weight = torch.where(tokens.protected, torch.ones_like(selection.weight), selection.weight)
     stays = into == here  # [T]
-    slots = stays.nonzero().squeeze(1)  # [T']
-    folded = ((into >= 0) & ~stays & ~tokens.protected[into]).nonzero().squeeze(1)
+    folds = (into >= 0) & ~stays & ~tokens.protected[into]  # [T]
+    left = tokens.spans.sum(stays.long())  # [B]
+    # The one time that the host waits for the device.
+    *lengths, count = torch.cat([left, folds.sum(0, keepdim=True)]).tolist()
+    slots, folded = _places(stays, sum(lengths)), _places(folds, count)  # [T'], [F]
     target = (stays.cumsum(0) - 1)[into[folded]]
 
     x = tokens.x[slots] * weight[slots, None].to(tokens.x.dtype)  # [T', C]
     x = x.index_add(0, target, tokens.x[folded] * weight[folded, None].to(tokens.x.dtype))
     size = tokens.size[slots].index_add(0, target, tokens.size[folded])
     position = tokens.position[slots].index_fill(0, target, -1)
-    lengths = tokens.spans.sum(stays.long()).tolist()
-    return Tokens(x, Spans.of(lengths), position, size, tokens.protected[slots], tokens.causal)
+    return Tokens(x, Spans.of(lengths, left), position, size, tokens.protected[slots], tokens.causal)
+
+
+def _places(mask: Tensor, count: int) -> Tensor:
+    """Return where a mask [T] is set, in order: [count], the number being known without asking the device."""
+    # What is not set shares one place behind the end.
+    place = torch.where(mask, mask.cumsum(0) - 1, count)
+    here = torch.arange(len(mask), device=mask.device)
+    return here.new_empty(count + 1).scatter_(0, place, here)[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,6 +133,24 @@ def test_protected_tokens_and_order_may_be_said() -> None:
     assert out.protected.tolist() == [True, False, True]
     assert out.last().item() == 3
     assert out.causal
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [(1, [[3], [2], [4], [1]]), (5, [[3, 2], [4, 1]]), (6, [[3, 2], [4, 1]]), (99, [[3, 2, 4, 1]])],
+)
+def test_a_batch_is_cut_between_samples_and_joined_again(most: int, expected: list[list[int]]) -> None:
+    """By hand: as many whole samples as fit, a longer one alone; joining gives the same batch to the last bit."""
+    lengths = [3, 2, 4, 1]
+    x = torch.arange(20.0).view(10, 2)
+    tokens = replace(Tokens.pack(x, Spans.of(lengths), causal=True), size=torch.arange(10))
+    parts = tokens.split(most)
+    assert [list(part.spans.lengths) for part in parts] == expected
+    joined = Tokens.join(parts)
+    assert joined.spans == tokens.spans
+    assert joined.causal
+    for name in ("x", "position", "size", "protected"):
+        assert torch.equal(getattr(joined, name), getattr(tokens, name))
 
 
 def test_a_selection_carried_out_by_hand() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from madtp_cli.alignment import Alignment, strongest
@@ -14,6 +15,10 @@ from madtp_cli.pruning import Evidence, Pruner
 from madtp_cli.tokens import Spans, Tokens, compact
 
 Context = TypeVar("Context", contravariant=True)
+
+# On a CPU large tensors are slow for being new memory every time: tokens times width stay below this (4 MiB in fp32;
+# an MLP's hidden layer is four times as large), so that memory is used again and stays in cache.
+PART_ELEMENTS = 1 << 20
 
 
 class Block(Protocol[Context]):
@@ -51,6 +56,21 @@ class LayerTrace:
     prunes: bool
     guidance: Tensor | None
 
+    @classmethod
+    def join(cls, parts: Sequence[LayerTrace]) -> LayerTrace:
+        """Put what one layer did to the parts of a batch together."""
+        if len(parts) == 1:
+            return parts[0]
+        guidance = [part.guidance for part in parts if part.guidance is not None]
+        return replace(
+            parts[0],
+            spans=Spans.of([length for part in parts for length in part.spans.lengths]),
+            position=torch.cat([part.position for part in parts]),
+            leaving=tuple(length for part in parts for length in part.leaving),
+            kept=torch.cat([part.kept for part in parts]),
+            guidance=torch.cat(guidance) if guidance else None,
+        )
+
 
 @dataclass(frozen=True)
 class TowerOutput:
@@ -75,35 +95,83 @@ def run_tower(
     """Run the blocks over packed tokens and prune where the plan says.
 
     `learn` also computes the guidance and the aligned features of every layer, which only training needs. A strength of
-    zero prunes nothing and costs nothing.
+    zero prunes nothing and costs nothing. Where samples have nothing to do with each other, they run in parts small
+    enough for a CPU's caches.
     """
     layers = plan.layers.get(tower, frozenset()) if plan and strength > 0 else frozenset()
+    couples = bool(layers and plan and plan.pruner.couples)
+    most = _part_tokens(tokens) if context is None and not learn and not couples else tokens.spans.total
+    parts = tokens.split(most)
     trace: list[LayerTrace] = []
     aligned: Tensor | None = None
     for layer, block in enumerate(blocks):
         pruner = plan.pruner if plan and layer in layers else None
-        logits: Tensor | None = None  # [T, K]
-        if alignment is not None and (learn or (pruner and "guidance" in pruner.needs)):
-            logits = alignment.logits(tokens.x, tower, layer)
-            if learn:
-                pooled = alignment.aligned(tokens, logits, tower, layer)
-                aligned = pooled if aligned is None else aligned + pooled
+        step = _Step(tower, layer, pruner, strength, alignment, learn)
+        done = [step.run(block, part, context) for part in parts]
+        trace.append(LayerTrace.join([each.trace for each in done]))
+        if learn:
+            pooled = done[0].aligned
+            aligned = pooled if aligned is None or pooled is None else aligned + pooled
+        parts = _fewer([each.tokens for each in done], most)
+    return TowerOutput(Tokens.join(parts), tuple(trace), aligned)
+
+
+@dataclass(frozen=True)
+class _Done:
+    tokens: Tokens
+    trace: LayerTrace
+    aligned: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Step(Generic[Context]):
+    """What one layer does to any part of a batch."""
+
+    tower: str
+    layer: int
+    pruner: Pruner | None
+    strength: float
+    alignment: Alignment | None
+    learn: bool
+
+    def run(self, block: Block[Context], tokens: Tokens, context: Context) -> _Done:
+        """Attend, prune and finish."""
+        pruner, aligned, logits = self.pruner, None, None  # logits [T, K]
+        if self.alignment is not None and (self.learn or (pruner and "guidance" in pruner.needs)):
+            logits = self.alignment.logits(tokens.x, self.tower, self.layer)
+            if self.learn:
+                aligned = self.alignment.aligned(tokens, logits, self.tower, self.layer)
         entering = tokens
         tokens, statistics = block.attend(tokens, statistics=pruner is not None and "statistics" in pruner.needs)
         if pruner:
-            evidence = Evidence(tokens, layer, statistics, logits)
-            tokens = compact(tokens, pruner.select(evidence, strength))  # [T', C]
-        trace.append(
-            LayerTrace(
-                tower=tower,
-                layer=layer,
-                spans=entering.spans,
-                position=entering.position,
-                leaving=tokens.spans.lengths,
-                kept=tokens.position,
-                prunes=pruner is not None,
-                guidance=None if logits is None else strongest(logits),
-            )
+            evidence = Evidence(tokens, self.layer, statistics, logits)
+            tokens = compact(tokens, pruner.select(evidence, self.strength))  # [T', C]
+        trace = LayerTrace(
+            tower=self.tower,
+            layer=self.layer,
+            spans=entering.spans,
+            position=entering.position,
+            leaving=tokens.spans.lengths,
+            kept=tokens.position,
+            prunes=pruner is not None,
+            guidance=None if logits is None else strongest(logits),
         )
-        tokens = block.finish(tokens, context)
-    return TowerOutput(tokens, tuple(trace), aligned)
+        return _Done(block.finish(tokens, context), trace, aligned)
+
+
+def _part_tokens(tokens: Tokens) -> int:
+    """Return the most tokens to run at a time: all, but in inference on a CPU."""
+    if tokens.x.device.type != "cpu" or torch.is_grad_enabled():
+        return tokens.spans.total
+    return PART_ELEMENTS // tokens.x.shape[1]
+
+
+def _fewer(parts: Sequence[Tokens], most: int) -> list[Tokens]:
+    """Join neighbours that pruning has made small enough for one part."""
+    joined: list[list[Tokens]] = [[parts[0]]]
+    for part in parts[1:]:
+        if sum(each.spans.total for each in joined[-1]) + part.spans.total <= most:
+            joined[-1].append(part)
+        else:
+            joined.append([part])
+    return [Tokens.join(each) for each in joined]

@@ -31,6 +31,7 @@ class Pruner(Protocol):
     """A pruning method. `strength` is its one knob: 0 keeps every token, and cost falls monotonically towards 1."""
 
     needs: frozenset[Need]  # of the class, not the instance
+    couples: bool  # whether what a sample keeps depends on its batch mates
 
     def select(self, evidence: Evidence, strength: float) -> Selection:
         """Say where each of the tokens goes."""

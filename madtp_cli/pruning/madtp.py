@@ -50,6 +50,7 @@ class Madtp:
         self.temperature = temperature
         self.merge_gradient = merge_gradient
         self.least = least
+        self.couples = variant == "released"
 
     def select(self, evidence: Evidence, strength: float) -> Selection:
         """Keep what the scores and the threshold (or the share) say and fuse the rest into one token."""

@@ -18,6 +18,7 @@ class Random:
     """
 
     needs: frozenset[Need] = frozenset()
+    couples = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

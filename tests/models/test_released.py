@@ -39,6 +39,7 @@ class Noting:
 
     pruner: Madtp
     needs: Any = Madtp.needs
+    couples: bool = True
     noted: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def select(self, evidence: Evidence, strength: float) -> Selection:

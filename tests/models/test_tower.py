@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
 from madtp_cli.alignment import Alignment
 from madtp_cli.attention import Statistics
+from madtp_cli.models import tower
 from madtp_cli.models.tower import PruningPlan, TowerOutput, run_tower
 from madtp_cli.pruning import Evidence
 from madtp_cli.pruning.base import Need, fuse
@@ -26,8 +28,8 @@ class Block:
         score = tokens.x[:, 0].detach()
         return tokens.with_x(tokens.x + 1), Statistics(score, score) if statistics else None
 
-    def finish(self, tokens: Tokens, context: str) -> Tokens:
-        assert context == "context"
+    def finish(self, tokens: Tokens, context: str | None) -> Tokens:
+        assert context in ("context", None)
         return tokens.with_x(tokens.x + 10)
 
 
@@ -36,6 +38,7 @@ class Halve:
     """Keeps every other token, merges the rest, and notes its evidence."""
 
     needs: frozenset[Need] = frozenset({"statistics"})
+    couples: bool = False
     seen: list[tuple[Evidence, float]] = field(default_factory=list)
 
     def select(self, evidence: Evidence, strength: float) -> Selection:
@@ -134,3 +137,42 @@ def test_learning_sums_aligned_features_over_layers() -> None:
         logits = alignment.logits(torch.full((12, 2), 11.0 * layer), "here", layer)
         assert trace.guidance is not None
         torch.testing.assert_close(trace.guidance, logits.amax(-1))
+
+
+@pytest.mark.parametrize("couples", [False, True])
+@pytest.mark.parametrize("most", [1, 12, 20, 1000])
+def test_parts_of_a_batch_give_what_the_batch_gives(most: int, couples: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run in one piece: tokens and trace to the last bit; a method that compares samples sees all of them."""
+    lengths = [5, 7, 9, 4, 6, 3]
+    tokens = Tokens.pack(torch.randn(sum(lengths), 2, generator=torch.Generator().manual_seed(0)), Spans.of(lengths))
+
+    def run(elements: int) -> tuple[TowerOutput, list[Evidence]]:
+        monkeypatch.setattr(tower, "PART_ELEMENTS", elements)
+        method = Halve(couples=couples)
+        plan = PruningPlan(method, {"here": frozenset({1, 2})})
+        with torch.no_grad():
+            output = run_tower("here", [Block() for _ in range(4)], tokens, None, plan=plan, strength=0.5)
+        return output, [evidence for evidence, _ in method.seen]
+
+    whole, seen = run(2 * sum(lengths))
+    parts, cut = run(2 * most)
+    assert len(seen) == 2
+    assert (len(cut) > 2) == (most < sum(lengths) and not couples)
+    assert torch.equal(parts.tokens.x, whole.tokens.x)
+    assert parts.tokens.spans == whole.tokens.spans
+    for ours, theirs in zip(parts.trace, whole.trace, strict=True):
+        assert (ours.spans, ours.leaving, ours.prunes) == (theirs.spans, theirs.leaving, theirs.prunes)
+        assert torch.equal(ours.position, theirs.position)
+        assert torch.equal(ours.kept, theirs.kept)
+
+
+def test_small_parts_are_joined_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples of 9 tokens in parts of at most 12: apart until pruning leaves 6 of each, then together."""
+    monkeypatch.setattr(tower, "PART_ELEMENTS", 12 * 2)
+    blocks = [Block() for _ in range(3)]
+    method = Halve()
+    plan = PruningPlan(method, {"here": frozenset({0})})
+    tokens = Tokens.pack(torch.zeros(18, 2), Spans.of([9, 9]))
+    with torch.no_grad():
+        run_tower("here", blocks, tokens, None, plan=plan, strength=0.5)
+    assert [len(block.asked) for block in blocks] == [2, 1, 1]
