@@ -1,7 +1,8 @@
 """Attention inside spans of packed tokens, and the statistics that pruning asks of it.
 
 Shapes: T packed tokens, b spans of a rectangle, N tokens of one span, H heads, D head width. `segments` and `padded`
-lay spans out as rectangles (rectangles.py) and differ in nothing else; `padded` is the tests' oracle.
+lay spans out as rectangles (rectangles.py) and differ in nothing else; `padded` is the tests' oracle. `varlen` reads
+spans as they lie (varlen.py, received.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from madtp_cli.attention.backends import BACKENDS, Backend, backend, backend_in_force, use_backend
+from madtp_cli.attention import received, varlen
+from madtp_cli.attention.backends import BACKENDS, Backend, backend, backend_in_force, resolve, use_backend
 from madtp_cli.attention.rectangles import Rectangle, lay_out, packed
 from madtp_cli.attention.statistics import Statistics, Summary, Visible, score_tokens
 from madtp_cli.tokens import Spans
@@ -23,7 +25,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, caus
     """
     if causal and queries.lengths != keys.lengths:
         raise ValueError("causal attention needs query and key spans of equal lengths")
-    found = list(lay_out(queries, keys, backend_in_force(), q.shape[1] * q.shape[2], q.device))
+    way = resolve(q.device, q.dtype)
+    if way == "varlen":
+        return varlen.attend(q, k, v, queries, keys, causal=causal)
+    found = list(lay_out(queries, keys, way, q.shape[1] * q.shape[2], q.device))
     outs = [r.queries.packed(_attend(q, k, v, r, causal).transpose(1, 2)) for r in found]
     return packed(outs, [r.queries for r in found], queries.total)
 
@@ -32,8 +37,12 @@ def attend_with_statistics(
     q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, causal: bool = False, summary: Summary = "first"
 ) -> tuple[Tensor, Statistics]:
     """Self-attend within spans and return the output [T, H, D] with the statistics that pruning asks for."""
+    way = resolve(q.device, q.dtype)
+    if way == "varlen":
+        read, norms = varlen.attend_with_norms(q, k, v, spans, spans, causal=causal)
+        return read, received.statistics(q, k, read, norms, spans, causal=causal, summary=summary)
     outs, rows, scores = [], [], []
-    for r in lay_out(spans, spans, backend_in_force(), q.shape[1] * q.shape[2], q.device):
+    for r in lay_out(spans, spans, way, q.shape[1] * q.shape[2], q.device):
         # Statistics carry no gradient: in training the fused output and a pass for them alone beat one pass that saves
         # its probabilities; in inference one pass gives both.
         out = _attend(q, k, v, r, causal) if torch.is_grad_enabled() else None
@@ -78,5 +87,6 @@ __all__ = [
     "attention_of_rows",
     "backend",
     "backend_in_force",
+    "resolve",
     "use_backend",
 ]

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import torch
+
+from madtp_cli.attention import varlen
+
 Backend = Literal["auto", "segments", "padded", "varlen"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
@@ -22,6 +26,19 @@ def use_backend(name: Backend) -> None:
 
 def backend_in_force() -> Backend:
     """Return the backend that `use_backend` chose, `auto` by default."""
+    return _in_force
+
+
+def resolve(device: torch.device, dtype: torch.dtype) -> Backend:
+    """Return what computes attention in this type on this device.
+
+    `auto` is varlen where that can, shares spans out among rectangles on a CPU (as `auto` itself), and pads elsewhere.
+    varlen where it cannot, as for what a half-precision run computes in fp32, pads too.
+    """
+    if _in_force in ("auto", "varlen") and varlen.available(device, dtype):
+        return "varlen"
+    if _in_force == "varlen" or (_in_force == "auto" and device.type != "cpu"):
+        return "padded"
     return _in_force
 
 
