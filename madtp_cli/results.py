@@ -74,13 +74,32 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
-    """One of the two models of a comparison; `latency_ms` is the p50 by batch size."""
+class Speed:
+    """How fast a model is, by batch size: the p50 and p90 of `latency_runs` calls, samples per second at the p50, and
+    the most memory a call holds beside weights and inputs.
+
+    `macs_ratio` (of the samples that were timed) and `time_ratio` are to the dense model of the same run, `efficiency`
+    is the share of its time saved over the share of its multiply-adds saved. The dense model has none of them.
+    """
+
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    latency_p90_ms: Mapping[str, float] = field(default_factory=dict)
+    latency_runs: Mapping[str, int] = field(default_factory=dict)
+    samples_per_second: Mapping[str, float] = field(default_factory=dict)
+    peak_mib: Mapping[str, float] = field(default_factory=dict)
+    macs_ratio: float | None = None
+    time_ratio: Mapping[str, float] = field(default_factory=dict)
+    efficiency: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side(Speed):
+    """One of the models of a comparison; `tokens_kept` is the share of tokens that leave a layer, by tower."""
 
     metrics: Mapping[str, float]
     gmacs: float
     params: int
-    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    tokens_kept: Mapping[str, float] = field(default_factory=dict)
     size_mib: float | None = None
 
 
@@ -136,7 +155,8 @@ class PruneResult(Result):
     """What `prune` and `finetune` did; `checkpoint` is null for a dry run, `smoke` means two samples and one step.
     `broken_images` names, by split, images that were missing or unreadable and left out.
 
-    `dtype` is what metrics and latency were taken with, `training_precision` what the steps ran in.
+    `dtype`, `threads` and `attention_backend` are what metrics and latency were taken with, `training_precision` what
+    the steps ran in.
     """
 
     checkpoint: str | None
@@ -146,6 +166,8 @@ class PruneResult(Result):
     layers: tuple[LayerTokens, ...] = ()
     seconds: float = 0.0
     training_precision: str | None = None
+    threads: int | None = None
+    attention_backend: str | None = None
     dry_run: bool = False
     smoke: bool = False
     broken_images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -165,8 +187,8 @@ class EvaluateResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileResult(Result):
-    """What a checkpoint costs, part by part; latencies are in ms by batch size, p50 unless named otherwise.
+class ProfileResult(Result, Speed):
+    """What a checkpoint costs, part by part, and how fast it is; `dense` is the same without pruning, where timed.
 
     By convention `sample`, costs are those of one sample, and `passes` are what may come on top, each. By `published`
     they are put together as in papers: `composition` adds up to gmacs, and `published_gmacs` is what is compared with.
@@ -181,12 +203,13 @@ class ProfileResult(Result):
     params: int
     modules: tuple[ModuleCost, ...] = ()
     layers: tuple[LayerTokens, ...] = ()
-    latency_ms: Mapping[str, float] = field(default_factory=dict)
-    latency_p90_ms: Mapping[str, float] = field(default_factory=dict)
+    tokens_kept: Mapping[str, float] = field(default_factory=dict)
+    dense: Side | None = None
     dense_latency_ms: Mapping[str, float] = field(default_factory=dict)
     uncounted: tuple[str, ...] = ()
     counter: str = "analytic"
     attention_backend: str | None = None
+    threads: int | None = None
     batch_size: int | None = None
     text_tokens: int | None = None
     baseline: Side | None = None

@@ -55,6 +55,11 @@ RESULTS: list[Result] = [
         modules=(ModuleCost(name="vision.0", gmacs=0.1, params=3),),
         layers=(LAYER,),
         latency_ms={"1": 9.5},
+        latency_runs={"1": 88},
+        macs_ratio=0.5,
+        efficiency={"1": 0.8},
+        tokens_kept={"vision": 0.5},
+        dense=SIDE,
         uncounted=("aten::gelu",),
         baseline=SIDE,
         thresholds=(Threshold(expression="gmacs>27", value=0.125, hit=False),),
@@ -78,15 +83,22 @@ def test_every_document_says_who_made_it_first(result: Result) -> None:
     assert {"python", "torch", "transformers"} <= set(document["versions"])
 
 
+SPEED = {
+    *("latency_ms", "latency_p90_ms", "latency_runs", "samples_per_second", "peak_mib"),
+    *("macs_ratio", "time_ratio", "efficiency"),
+}
+
+
 def test_documented_names_are_there() -> None:
     prune, _, evaluate, profile, *_ = [json.loads(result.to_json()) for result in RESULTS]
     assert set(prune["budget"]) >= {"target_reduction", "reached_reduction", "met"}
     for side in (prune["dense"], prune["pruned"]):
-        assert set(side) >= {"metrics", "gmacs", "params", "latency_ms"}
+        assert set(side) >= {"metrics", "gmacs", "params", "tokens_kept", *SPEED}
     assert set(prune) >= {"checkpoint", "seconds"}
     assert set(evaluate) >= {"split", "samples", "metrics"}
     assert set(evaluate["gmacs"]) == {"dense", "pruned", "reduction"}
-    assert set(profile) >= {"gmacs", "params", "modules", "layers", "latency_ms", "uncounted"}
+    assert set(profile) >= {"gmacs", "params", "modules", "layers", "tokens_kept", "uncounted", "dense", *SPEED}
+    assert set(profile["dense"]) == set(prune["dense"])
     assert set(profile["modules"][0]) == {"name", "gmacs", "params"}
     assert set(profile["layers"][0]) == {"tower", "layer", "tokens_mean", "tokens_min", "tokens_max"}
 

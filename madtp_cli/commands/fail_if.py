@@ -1,4 +1,4 @@
-"""Conditions on a profile, such as `gmacs>27` or `latency_ms.1 >= 30`, that make a command fail."""
+"""Conditions on a profile, such as `gmacs>27` or `efficiency.32<0.9`, that make a command fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,19 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
 _FORM = re.compile(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 # Short names for what is asked most.
 _SHORT = {"reduction": "gmacs.reduction"}
-_GROUPS = ("gmacs", "reduction", "params", "latency_ms", "latency_p90_ms", "dense_latency_ms", "baseline")
+_COUNTED = ("gmacs", "reduction", "params", "tokens_kept", "baseline")
+_TIMED = (
+    "latency_ms",
+    "latency_p90_ms",
+    "samples_per_second",
+    "peak_mib",
+    "macs_ratio",
+    "time_ratio",
+    "efficiency",
+    "dense",
+    "dense_latency_ms",
+)
+_GROUPS = (*_COUNTED, *_TIMED)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,12 @@ class Condition:
     name: str
     symbol: str
     limit: float
+
+    @property
+    def timed(self) -> bool:
+        """Tell whether models have to be timed to answer it."""
+        group, *inner = self.name.split(".")
+        return not {group, *(inner if group == "baseline" else ())}.isdisjoint(_TIMED)
 
 
 def parse(expression: str) -> Condition:
@@ -54,7 +72,7 @@ def parse_all(expressions: Sequence[str], *, latency: bool = True) -> list[Condi
         group = condition.name.partition(".")[0]
         if group not in _GROUPS:
             raise UsageError(_unknown(condition, _GROUPS))
-        if not latency and "latency" in condition.name:
+        if not latency and condition.timed:
             raise UsageError(f"--fail-if {condition.expression!r}: needs the latency; remove --no-latency")
     return conditions
 

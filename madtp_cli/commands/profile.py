@@ -35,10 +35,19 @@ TextTokens = Annotated[
         min=1, metavar="N", help="Tokens per text; by default as in the data, or as published where there are none."
     ),
 ]
-Latency = Annotated[bool, typer.Option(help="Measure wall-clock time as well.")]
+BatchSizes = Annotated[
+    list[int] | None,
+    typer.Option(min=1, metavar="N", help="Time batches of N samples beside batch 1; 32 by default; may be repeated."),
+]
+Latency = Annotated[
+    bool, typer.Option(help="Measure time and memory as well, with and without pruning in turn: docs/costs.md.")
+]
 FailIf = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEST", help="End with exit code 6 if this holds, as in 'gmacs>27'; may be repeated."),
+    typer.Option(
+        metavar="TEST",
+        help="End with exit code 6 if this holds, as in 'gmacs>27' or 'efficiency.32<0.9'; may be repeated.",
+    ),
 ]
 
 
@@ -50,7 +59,7 @@ def profile(
     baseline: Baseline = None,
     counter: Counter = "analytic",
     convention: Convention = "sample",
-    batch_size: options.BatchSize = None,
+    batch_size: BatchSizes = None,
     text_tokens: TextTokens = None,
     latency: Latency = True,
     fail_if: FailIf = None,
@@ -62,7 +71,7 @@ def profile(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Count what a model costs: multiply-adds, tokens, latency.
+    """Count what a model costs: multiply-adds, tokens, latency, memory.
 
     gmacs are 1e9 multiply-adds of one sample. What a counter could not count is listed. With --random-init and
     --no-latency neither weights nor data are needed: costs of a dense model are arithmetic.
@@ -75,7 +84,7 @@ def profile(
     if settings and recipe is None:
         raise UsageError("--set needs --recipe FILE: a checkpoint is profiled as it is")
     conditions = thresholds.parse_all(fail_if or (), latency=latency)
-    if convention == "published" and any("latency" in condition.name for condition in conditions):
+    if convention == "published" and any(condition.timed for condition in conditions):
         raise UsageError("--convention published measures no time; test the latency in a run without it")
     loaded = None if recipe is None else load_recipe(recipe, options.recipe_changes(settings))
     with open_console(json_output, level) as console:
@@ -88,7 +97,7 @@ def profile(
             baseline=baseline,
             counter=counter,
             convention=convention,
-            batch_size=batch_size,
+            batch_sizes=batch_size or (),
             text_tokens=text_tokens,
             latency=latency and convention == "sample",
             device=device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,11 +14,13 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
+from madtp_cli.attention import backend_in_force
 from madtp_cli.engine.build_data import Splits, data_notes, facts
 from madtp_cli.engine.evaluate import Evaluation, batch_for, evaluate
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, SECONDS, compare_latency
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.resume import METRICS
+from madtp_cli.engine.tally import tokens_kept
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint, save_weights
 from madtp_cli.models.processor import Processor
@@ -112,15 +115,14 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         batch_sizes=effort.batch_sizes,
         seconds=effort.latency_seconds,
     )
-    sides = {
-        name: _side(model, tested[name], {str(size): found[name].p50_ms for size, found in timed.items()})
-        for name, model in models.items()
-    }
+    sides = {name: _side(model, name, tested, timed) for name, model in models.items()}
     result = results.PruneResult(
         command=run.command,
         device=str(run.device),
         dtype=MEASURED_IN,
         training_precision=run.precision,
+        threads=torch.get_num_threads(),
+        attention_backend=backend_in_force(),
         seed=run.recipe.training.seed,
         checkpoint=str(output.final),
         budget=_budget(run, tested[main]),
@@ -163,12 +165,16 @@ def _budget(run: Finished, tested: Evaluation) -> results.Budget | None:
     )
 
 
-def _side(model: PrunedModel, tested: Evaluation, latency_ms: dict[str, float]) -> results.Side:
+def _side(
+    model: PrunedModel, name: str, tested: Mapping[str, Evaluation], timed: Mapping[str, results.Speed]
+) -> results.Side:
+    cost = tested[name].cost
     return results.Side(
-        metrics=tested.metrics,
-        gmacs=tested.cost.gmacs,
+        metrics=tested[name].metrics,
+        gmacs=cost.gmacs,
         params=sum(parameter.numel() for parameter in model.parameters()),
-        latency_ms=latency_ms,
+        tokens_kept=tokens_kept(cost.layers, tested["dense"].cost.layers),
+        **vars(timed.get(name, results.Speed())),
     )
 
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from madtp_cli import results
+from madtp_cli.attention import backend_in_force
 from madtp_cli.costs import analytic, counters, published
-from madtp_cli.costs.latency import Latency
 from madtp_cli.data.batch import Batch
 from madtp_cli.engine import build, passes
-from madtp_cli.engine.latency import ATTENTION_BACKEND, BATCH_SIZES, SAMPLES, time_models
+from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, speeds, time_models
 from madtp_cli.engine.profile_subject import Subject, open_subject
 from madtp_cli.engine.samples import check_text_tokens, fit_samples, join_samples, spread_samples
-from madtp_cli.engine.tally import layer_tokens
+from madtp_cli.engine.tally import layer_tokens, tokens_kept
 from madtp_cli.engine.tasks.base import Normalisation, arguments
 from madtp_cli.errors import UsageError
 from madtp_cli.models.base import PrunedModel
-from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
+from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.recipe import Recipe
 
 COUNTERS: Mapping[str, Callable[..., counters.Count]] = {
@@ -45,6 +45,7 @@ class Costs:
     modules: Mapping[str, float]
     uncounted: tuple[str, ...]
     layers: tuple[results.LayerTokens, ...] = ()
+    tokens_kept: Mapping[str, float] = field(default_factory=dict)
     measured: passes.Measured | None = None
     dense_measured: passes.Measured | None = None
 
@@ -65,7 +66,7 @@ def profile_checkpoint(
     random_init: bool,
     baseline: str | None,
     counter: str,
-    batch_size: int | None,
+    batch_sizes: Sequence[int],
     text_tokens: int | None,
     latency: bool,
     device: str,
@@ -79,7 +80,8 @@ def profile_checkpoint(
 
     Costs are means over real samples of the validation split, or, by convention `published`, put together from passes
     over them as papers do. Latency is that of the model as it prunes, of itself at strength 0 and of the baseline, in
-    turn. Raises SourceError, RecipeError, UsageError for what cannot be profiled.
+    turn, at batch 1 and `batch_sizes` (none: 32). Raises SourceError, RecipeError, UsageError for what cannot be
+    profiled.
     """
     if convention == "published" and counter != "analytic":
         raise UsageError(f"--convention published is put together by arithmetic, not by {counter}; remove --counter")
@@ -91,31 +93,30 @@ def profile_checkpoint(
     tokens = _text_tokens(subject, text_tokens, convention)
     compared = None if baseline is None else open_checkpoint(baseline)
     models = {"pruned": model} | ({} if compared is None else {"baseline": compared.build().to(where)})
-    sizes = tuple(sorted({1, batch_size or max(BATCH_SIZES)}))
+    sizes = tuple(sorted({1, *(batch_sizes or BATCH_SIZES)}))
     samples: dict[str, list[Batch]] = {}
     if subject.data is None:
         assert tokens is not None
         costs = {"pruned": dense_costs(model, [tokens])}
     else:
-        drawn = spread_samples(subject.data, max(SAMPLES, *sizes))
+        drawn = spread_samples(subject.data, max(SAMPLES, *sizes) if latency else SAMPLES)
         samples = {name: fit_samples(drawn, each, subject.normalise, tokens) for name, each in models.items()}
         costs = {name: _count(each, samples[name], counter, console, name) for name, each in models.items()}
     costed = {name: _in_convention(each, costs[name], convention) for name, each in models.items()}
-    timed = _timed(models, samples, sizes, chosen) if latency else {}
+    speed = _speeds(models, samples, costs, sizes, chosen) if latency else dict.fromkeys(models, results.Speed())
+    dense = _side(costed["pruned"], speed["dense"], dense=True) if latency else None
     return replace(
         costed["pruned"],
-        device=None if subject.weightless else str(where),
-        dtype=None if subject.weightless else chosen,
+        **vars(speed["pruned"]),
+        **({} if subject.weightless else _setting(where, chosen)),
         seed=subject.seed,
         checkpoint=checkpoint,
-        latency_ms=_p50(timed, "pruned"),
-        latency_p90_ms={str(size): latencies["pruned"].p90_ms for size, latencies in timed.items()},
-        dense_latency_ms=_p50(timed, "dense" if prunes(model) else "pruned"),
+        dense=dense,
+        dense_latency_ms={} if dense is None else dense.latency_ms,
         counter=counter,
-        attention_backend=None if subject.weightless else ATTENTION_BACKEND,
         batch_size=sizes[-1] if latency else None,
         text_tokens=tokens,
-        baseline=None if compared is None else _side(compared, costed["baseline"], timed),
+        baseline=None if compared is None else _side(costed["baseline"], speed["baseline"], compared.size_mib),
     )
 
 
@@ -144,8 +145,9 @@ def analytic_costs(model: PrunedModel, samples: Sequence[Batch]) -> Costs:
     for start in range(0, len(samples), COUNT_BATCH):
         given = arguments(join_samples(samples[start : start + COUNT_BATCH]), Normalisation(), device)
         meter.add(model, model(**given), given["text"])
-    measured = meter.measured(model)
-    return replace(dense, modules=measured.macs, layers=meter.tally.layers, measured=measured)
+    measured, layers = meter.measured(model), meter.tally.layers
+    kept = tokens_kept(layers, dense.layers)
+    return replace(dense, modules=measured.macs, layers=layers, tokens_kept=kept, measured=measured)
 
 
 def dense_costs(model: PrunedModel, lengths: Sequence[int]) -> Costs:
@@ -156,11 +158,13 @@ def dense_costs(model: PrunedModel, lengths: Sequence[int]) -> Costs:
         **{("vision", layer): [seen] for layer in range(model.config.vision_config.num_hidden_layers)},
         **{("text", layer): read for layer in range(model.config.text_config.num_hidden_layers)},
     }
+    layers = layer_tokens(leaving)
     return Costs(
         dense=sum(measured.macs.values()),
         modules=measured.macs,
         uncounted=analytic.UNCOUNTED,
-        layers=layer_tokens(leaving),
+        layers=layers,
+        tokens_kept=tokens_kept(layers, layers),
         measured=measured,
         dense_measured=measured,
     )
@@ -217,6 +221,7 @@ def _in_convention(model: PrunedModel, costs: Costs, convention: str) -> results
         params=_parameters(model),
         modules=module_costs(model, costs.modules),
         layers=costs.layers,
+        tokens_kept=costs.tokens_kept,
         uncounted=costs.uncounted,
     )
     assert costs.measured is not None
@@ -243,19 +248,28 @@ def _in_convention(model: PrunedModel, costs: Costs, convention: str) -> results
     )
 
 
-def _timed(
-    models: Mapping[str, PrunedModel], samples: Mapping[str, list[Batch]], sizes: Sequence[int], precision: str
-) -> dict[int, dict[str, Latency]]:
-    """Time all models, and the pruned one without pruning."""
+def _speeds(
+    models: Mapping[str, PrunedModel],
+    samples: Mapping[str, list[Batch]],
+    costs: Mapping[str, Costs],
+    sizes: Sequence[int],
+    precision: str,
+) -> dict[str, results.Speed]:
+    """Time all models, and the pruned one without pruning: `dense`, which is the model itself if it prunes nothing."""
     candidates = {name: (model, samples[name]) for name, model in models.items()}
-    if prunes(models["pruned"]):
-        candidates = {"dense": (at_strength(models["pruned"], 0), samples["pruned"]), **candidates}
-    return time_models(candidates, batch_sizes=sizes, precision=precision)
+    # By arithmetic, whoever counted: another counter sees a few of the samples only.
+    macs = {name: _total(costs[name].measured) for name in models}
+    dense = "dense" if prunes(models["pruned"]) else "pruned"
+    if dense not in models:
+        candidates = {dense: (at_strength(models["pruned"], 0), samples["pruned"]), **candidates}
+        macs[dense] = _total(costs["pruned"].dense_measured)
+    found = speeds(time_models(candidates, batch_sizes=sizes, precision=precision), macs, dense)
+    return {**found, "dense": found[dense]}
 
 
 def _count(model: PrunedModel, samples: Sequence[Batch], counter: str, console: Console, name: str) -> Costs:
     """Count with the chosen counter; a second opinion is printed beside the analytic count of the same samples."""
-    exact = analytic_costs(model, samples[:SAMPLES])
+    exact = analytic_costs(model, samples)
     if counter == "analytic":
         return exact
     few = samples[:: max(1, len(samples) // COUNTED_SAMPLES)][:COUNTED_SAMPLES]
@@ -268,12 +282,13 @@ def _count(model: PrunedModel, samples: Sequence[Batch], counter: str, console: 
     return replace(exact, dense=found.dense, modules=found.modules, uncounted=found.uncounted)
 
 
+def _total(found: passes.Measured | None) -> float:
+    assert found is not None
+    return sum(found.macs.values())
+
+
 def _arguments(sample: Batch, device: torch.device) -> tuple[Any, ...]:
     return tuple(arguments(sample, Normalisation(), device).values())
-
-
-def _p50(timed: Mapping[int, Mapping[str, Latency]], name: str) -> dict[str, float]:
-    return {str(size): latencies[name].p50_ms for size, latencies in timed.items()}
 
 
 def _parameters(model: PrunedModel) -> int:
@@ -284,13 +299,25 @@ def _gmacs(dense: float, pruned: float) -> results.Gmacs:
     return results.Gmacs(dense=dense / 1e9, pruned=pruned / 1e9, reduction=1 - pruned / dense)
 
 
+def _setting(device: torch.device, precision: str) -> dict[str, Any]:
+    """Say what figures were taken with."""
+    return {
+        "device": str(device),
+        "dtype": precision,
+        "threads": torch.get_num_threads(),
+        "attention_backend": backend_in_force(),
+    }
+
+
 def _side(
-    checkpoint: Checkpoint, costed: results.ProfileResult, timed: Mapping[int, Mapping[str, Latency]]
+    costed: results.ProfileResult, speed: results.Speed, size_mib: float | None = None, *, dense: bool = False
 ) -> results.Side:
+    """Make one side of a comparison of what a model costs, as it prunes or `dense`."""
     return results.Side(
         metrics={},
-        gmacs=costed.gmacs.pruned,
+        gmacs=costed.gmacs.dense if dense else costed.gmacs.pruned,
         params=costed.params,
-        latency_ms=_p50(timed, "baseline"),
-        size_mib=checkpoint.size_mib,
+        tokens_kept=dict.fromkeys(costed.tokens_kept, 1.0) if dense else costed.tokens_kept,
+        size_mib=size_mib,
+        **vars(speed),
     )

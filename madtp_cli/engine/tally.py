@@ -64,3 +64,16 @@ def layer_tokens(leaving: Mapping[tuple[str, int], Sequence[int]]) -> tuple[Laye
         )
         for (tower, layer), kept in leaving.items()
     )
+
+
+def tokens_kept(kept: Sequence[LayerTokens], dense: Sequence[LayerTokens]) -> dict[str, float]:
+    """Return the share of tokens that leave a layer, by tower: the mean over its layers and all samples."""
+    before = _tokens_by_tower(dense)
+    return {tower: tokens / before[tower] for tower, tokens in _tokens_by_tower(kept).items()}
+
+
+def _tokens_by_tower(layers: Sequence[LayerTokens]) -> dict[str, float]:
+    tokens: dict[str, float] = {}
+    for layer in layers:
+        tokens[layer.tower] = tokens.get(layer.tower, 0.0) + layer.tokens_mean
+    return tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from madtp_cli.report import wording
-from madtp_cli.results import ModuleCost, ProfileResult
+from madtp_cli.results import ModuleCost, ProfileResult, Speed
 
 _LAYER = re.compile(r"\.\d+(?=\.|$)")
+# Where the slowest tenth of equal calls takes this many times the median, something else was running.
+_STEADY = 1.3
 _WITHOUT_COST = "parts without cost of their own"
 
 
@@ -25,28 +27,6 @@ class Part:
     layers: int
     gmacs: float
     params: int
-
-
-@dataclass(frozen=True)
-class Speed:
-    """One model at one batch size beside the dense one; ratios are to dense, None for dense itself.
-
-    efficiency is the ratio of multiply-adds over the ratio of times: 1 if every saved multiply-add saved its time.
-    """
-
-    batch: str
-    model: str
-    p50_ms: float
-    p90_ms: float | None = None
-    time_ratio: float | None = None
-    macs_ratio: float | None = None
-
-    @property
-    def efficiency(self) -> float | None:
-        """Share of the saving in multiply-adds that arrives as time."""
-        if self.time_ratio is None or self.macs_ratio is None or self.time_ratio <= 0:
-            return None
-        return self.macs_ratio / self.time_ratio
 
 
 def parts(modules: tuple[ModuleCost, ...]) -> list[Part]:
@@ -65,27 +45,30 @@ def parts(modules: tuple[ModuleCost, ...]) -> list[Part]:
     return costly
 
 
-def speeds(result: ProfileResult) -> Iterator[Speed]:
-    """Yield, by batch size, the dense model, the pruned one and the baseline, as far as they were timed."""
-    cost, baseline = result.gmacs, result.baseline
-    pruned = cost.pruned != cost.dense
+def timed(result: ProfileResult) -> Iterator[tuple[str, str, Speed]]:
+    """Yield batch size, model and its speed: by batch size the dense model, the pruned one and the baseline."""
+    pruned = result.gmacs.pruned != result.gmacs.dense
+    models = {"dense": result.dense, "pruned": result} if pruned else {"dense": result}
     for batch in sorted(result.latency_ms, key=lambda size: (len(size), size)):
-        p50, p90 = result.latency_ms[batch], result.latency_p90_ms.get(batch)
-        dense = result.dense_latency_ms.get(batch) if pruned else p50
-        if not pruned or dense is None:
-            yield Speed(batch, "pruned" if pruned else "dense", p50, p90)
-        else:
-            yield Speed(batch, "dense", dense)
-            yield Speed(batch, "pruned", p50, p90, _ratio(p50, dense), _ratio(cost.pruned, cost.dense))
-        if baseline is not None and batch in baseline.latency_ms:
-            other = baseline.latency_ms[batch]
-            yield Speed(
-                batch,
-                "baseline",
-                other,
-                time_ratio=None if dense is None else _ratio(other, dense),
-                macs_ratio=_ratio(baseline.gmacs, cost.dense),
-            )
+        for name, speed in {**models, "baseline": result.baseline}.items():
+            if speed is not None and batch in speed.latency_ms:
+                yield batch, name, speed
+
+
+def busy(result: ProfileResult) -> str | None:
+    """Say where times of the dense model, whose calls all do the same work, were too far apart to trust the ratios."""
+    spreads = {
+        batch: speed.latency_p90_ms[batch] / speed.latency_ms[batch]
+        for batch, name, speed in timed(result)
+        if name == "dense" and batch in speed.latency_p90_ms
+    }
+    batch = max(spreads, key=lambda size: spreads[size], default="")
+    if not batch or spreads[batch] < _STEADY:
+        return None
+    return (
+        f"The machine was busy: at batch {batch} one in ten of the dense model's calls took {spreads[batch]:.1f} times "
+        "the median or longer. Take the ratios as rough."
+    )
 
 
 def modules_table(result: ProfileResult, *, every_layer: bool = False) -> Table:
@@ -143,27 +126,52 @@ def passes_table(result: ProfileResult) -> Table:
 
 
 def latency_table(result: ProfileResult) -> Table:
-    """Lay out times beside multiply-adds, both as ratios to dense, and their quotient."""
-    table = _table("batch", "model", "p50", "p90", "time", "gmacs", "efficiency")
+    """Lay out times beside multiply-adds, both as ratios to dense, and how much of what was saved became time."""
+    rows = list(timed(result))
+    compared = any(speed.time_ratio for _, _, speed in rows)
+    table = _table("batch", "model", "p50", "p90", "runs", *(["time", "gmacs", "efficiency"] if compared else []))
     table.columns[1].justify = "left"
-    rows = list(speeds(result))
-    for index, speed in enumerate(rows):
-        first = index == 0 or rows[index - 1].batch != speed.batch
-        table.add_row(
-            speed.batch if first else "",
-            speed.model,
-            wording.milliseconds(speed.p50_ms),
-            "" if speed.p90_ms is None else wording.milliseconds(speed.p90_ms),
-            _times(speed.time_ratio),
+    for (batch, name, speed), first, last in _with_group_ends(rows):
+        ratios = (
+            _times(speed.time_ratio.get(batch)),
             _times(speed.macs_ratio),
-            "" if speed.efficiency is None else f"{100 * speed.efficiency:.0f}%",
-            end_section=index + 1 == len(rows) or rows[index + 1].batch != speed.batch,
+            f"{speed.efficiency[batch]:.2f}" if batch in speed.efficiency else "",
+        )
+        table.add_row(
+            batch if first else "",
+            name,
+            wording.milliseconds(speed.latency_ms[batch]),
+            wording.milliseconds(speed.latency_p90_ms[batch]) if batch in speed.latency_p90_ms else "",
+            str(speed.latency_runs.get(batch, "")),
+            *(ratios if compared else ()),
+            end_section=last,
         )
     return table
 
 
-def _ratio(value: float, dense: float) -> float | None:
-    return value / dense if dense > 0 else None
+def throughput_table(result: ProfileResult) -> Table:
+    """Lay out samples per second, and the memory that a call needs beside weights and inputs."""
+    table = _table("batch", "model", "samples/s", "memory")
+    table.columns[1].justify = "left"
+    for (batch, name, speed), first, last in _with_group_ends(list(timed(result))):
+        table.add_row(
+            batch if first else "",
+            name,
+            wording.throughput(speed.samples_per_second[batch]) if batch in speed.samples_per_second else "",
+            wording.mebibytes(speed.peak_mib[batch]) if batch in speed.peak_mib else "",
+            end_section=last,
+        )
+    return table
+
+
+def _with_group_ends(
+    rows: Sequence[tuple[str, str, Speed]],
+) -> Iterator[tuple[tuple[str, str, Speed], bool, bool]]:
+    """Yield every row, and whether it is the first and the last of its batch size."""
+    for index, row in enumerate(rows):
+        first = index == 0 or rows[index - 1][0] != row[0]
+        last = index + 1 == len(rows) or rows[index + 1][0] != row[0]
+        yield row, first, last
 
 
 def _times(ratio: float | None) -> str:

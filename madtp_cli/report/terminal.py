@@ -16,7 +16,14 @@ from rich.text import Text
 
 from madtp_cli.report import wording
 from madtp_cli.report.comparison import Row, Tone, budget_line, by_tower, compare, headline, metric_rows, pruned_name
-from madtp_cli.report.profile_tables import composition_table, latency_table, modules_table, passes_table
+from madtp_cli.report.profile_tables import (
+    busy,
+    composition_table,
+    latency_table,
+    modules_table,
+    passes_table,
+    throughput_table,
+)
 from madtp_cli.results import EvaluateResult, LayerTokens, ProfileResult, PruneResult, Result
 
 _STYLES = {Tone.GOOD: "green", Tone.PLAIN: "", Tone.BAD: "yellow"}
@@ -91,6 +98,10 @@ def print_profile(console: Console, result: ProfileResult) -> None:
         _print_layers(console, result.layers)
     if result.latency_ms:
         _print_table(console, latency_table(result))
+        _print_table(console, throughput_table(result))
+    if warning := busy(result):
+        console.print()
+        _line(console, warning, "yellow")
     if result.baseline is not None:
         console.print()
         _line(console, _baseline_sentence(result.baseline.gmacs, cost.pruned))
@@ -100,7 +111,13 @@ def print_profile(console: Console, result: ProfileResult) -> None:
     sizes = {"batch size": result.batch_size, "text tokens": result.text_tokens}
     counted = [f"by {result.counter}", *(f"{name} {value}" for name, value in sizes.items() if value is not None)]
     attention = "" if result.attention_backend is None else f"attention {result.attention_backend} "
-    _print_facts(console, {"counted": ", ".join(counted), "run": f"{attention}{_machine(result)}"})
+    kept = [f"{wording.percent(share)} of {tower} tokens" for tower, share in result.tokens_kept.items()]
+    facts = {
+        "kept": f"{', '.join(kept)}, mean over layers" if kept and cost.dense != cost.pruned else "",
+        "counted": ", ".join(counted),
+        "run": f"{attention}{_machine(result)}",
+    }
+    _print_facts(console, facts)
 
 
 def _next_command(result: PruneResult) -> str:
@@ -111,7 +128,8 @@ def _machine(result: Result) -> str:
     """Name what the numbers were taken with."""
     seed = None if result.seed is None else f"seed {result.seed}"
     where = None if result.device is None else f"on {result.device}"
-    return ", ".join(part for part in (where, result.dtype, seed) if part is not None)
+    threads = wording.threads(result.threads) if isinstance(result, (PruneResult, ProfileResult)) else None
+    return ", ".join(part for part in (where, threads, result.dtype, seed) if part is not None)
 
 
 def _accuracy_sentence(accuracy: float, samples: int) -> str:

@@ -81,6 +81,16 @@ def milliseconds(value: float) -> str:
     return f"{value:.{_decimals(value, most=2, figures=3)}f} ms"
 
 
+def threads(number: int | None) -> str | None:
+    """Write with how many CPU threads something ran: `2 threads`."""
+    return None if number is None else f"{number} thread{'s' * (number > 1)}"
+
+
+def throughput(value: float) -> str:
+    """Write samples per second to three figures: `8.31`, `88.1`, `1802`."""
+    return f"{value:.{_decimals(value, most=2, figures=3)}f}"
+
+
 def mebibytes(value: float) -> str:
     """Write a size to three figures: `7.61 MiB`, `446 MiB`."""
     return f"{value:.{_decimals(value, most=2, figures=3)}f} MiB"

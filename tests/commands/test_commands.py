@@ -176,12 +176,14 @@ def test_evaluate_passes_its_options_on(engine: Any, tmp_path: Path) -> None:
 
 def test_profile_passes_its_options_on(engine: Any) -> None:
     calls = engine(PROFILED)
-    flags = ["--random-init", "--baseline", "y", "--counter", "torch", "--batch-size", "4", "--text-tokens", "8"]
-    assert run("profile", "--recipe", "quickstart", *flags, "--no-latency").exit_code == 0
-    (call,) = calls
+    flags = ["--random-init", "--baseline", "y", "--counter", "torch", "--batch-size", "4", "--batch-size", "16"]
+    assert run("profile", "--recipe", "quickstart", *flags, "--text-tokens", "8", "--no-latency").exit_code == 0
+    assert run("profile", "--recipe", "quickstart").exit_code == 0
+    call, plain = calls
     assert call["arguments"] == (None,)
     assert (call["random_init"], call["baseline"], call["counter"]) == (True, "y", "torch")
-    assert (call["batch_size"], call["text_tokens"], call["latency"]) == (4, 8, False)
+    assert (call["batch_sizes"], call["text_tokens"], call["latency"]) == ([4, 16], 8, False)
+    assert (list(plain["batch_sizes"]), plain["text_tokens"], plain["latency"]) == ([], None, True)
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -18,6 +18,10 @@ DOCUMENT: dict[str, Any] = {
     "latency_ms": {"1": 9.0, "32": 80.0},
     "latency_p90_ms": {"1": 12.0},
     "dense_latency_ms": {},
+    "efficiency": {"1": 0.2, "32": 0.93},
+    "peak_mib": {"32": 37.2},
+    "tokens_kept": {"vision": 0.56},
+    "dense": {"latency_ms": {"32": 150.0}},
     "baseline": None,
 }
 
@@ -64,6 +68,9 @@ def test_anything_else_is_wrong_usage(text: str) -> None:
         ("params", 1000.0),
         ("latency_ms.1", 9.0),
         ("latency_ms.32", 80.0),
+        ("efficiency.32", 0.93),
+        ("tokens_kept.vision", 0.56),
+        ("dense.latency_ms.32", 150.0),
         ("latency_p90_ms", 12.0),  # one batch size was measured: it needs no name
     ],
 )
@@ -100,8 +107,8 @@ def test_all_conditions_are_evaluated() -> None:
         ("gmac", "gmac is not measured; did you mean gmacs?"),
         (
             "seed",
-            "seed is not measured; there are gmacs, reduction, params, latency_ms, latency_p90_ms, dense_latency_ms, "
-            "baseline",
+            "seed is not measured; there are gmacs, reduction, params, tokens_kept, baseline, latency_ms, "
+            "latency_p90_ms, samples_per_second, peak_mib, macs_ratio, time_ratio, efficiency, dense, dense_latency_ms",
         ),
     ],
 )
@@ -111,10 +118,18 @@ def test_an_unknown_name_is_refused_before_anything_is_measured(name: str, messa
     assert str(error.value) == f"--fail-if '{name}>1': {message}"
 
 
-def test_a_latency_needs_the_latency() -> None:
+@pytest.mark.parametrize(
+    "name", ["latency_ms.1", "efficiency.8", "peak_mib", "dense.latency_ms.1", "baseline.time_ratio.1"]
+)
+def test_a_latency_needs_the_latency(name: str) -> None:
     with pytest.raises(UsageError) as error:
-        parse_all(["gmacs>1", "latency_ms.1>3"], latency=False)
-    assert str(error.value) == "--fail-if 'latency_ms.1>3': needs the latency; remove --no-latency"
+        parse_all(["gmacs>1", f"{name}>3"], latency=False)
+    assert str(error.value) == f"--fail-if '{name}>3': needs the latency; remove --no-latency"
+
+
+def test_what_is_counted_needs_no_latency() -> None:
+    names = ["gmacs", "reduction", "tokens_kept.vision", "baseline.gmacs"]
+    assert [each.name for each in parse_all([f"{name}>1" for name in names], latency=False)] == names
 
 
 @pytest.mark.parametrize(
@@ -124,8 +139,9 @@ def test_a_latency_needs_the_latency() -> None:
         ("gmacs.prund", "gmacs.prund is not measured; did you mean gmacs.pruned?"),
         (
             "baseline",
-            "baseline is not measured; there are gmacs.dense, gmacs.pruned, gmacs.reduction, params, latency_ms.1, "
-            "latency_ms.32, latency_p90_ms.1, reduction",
+            "baseline is not measured; there are gmacs.dense, gmacs.pruned, gmacs.reduction, params, "
+            "tokens_kept.vision, latency_ms.1, "
+            "latency_ms.32, latency_p90_ms.1, peak_mib.32, efficiency.1, efficiency.32, dense.latency_ms.32, reduction",
         ),
     ],
 )

@@ -59,9 +59,10 @@ def test_the_composition_is_reported(calls: list[dict[str, Any]]) -> None:
 def test_a_threshold_counts_in_the_convention(calls: list[dict[str, Any]]) -> None:
     """--fail-if tests the published cost; time is not measured with it, and asking for it is wrong usage."""
     assert run("x", "--convention", "published", "--fail-if", "gmacs>132").exit_code == 6
-    result = run("x", "--convention", "published", "--fail-if", "latency_ms.1>9")
-    assert result.exit_code == 2
-    assert "--convention published measures no time; test the latency in a run without it" in result.stderr
+    for condition in ("latency_ms.1>9", "efficiency.32<1"):
+        result = run("x", "--convention", "published", "--fail-if", condition)
+        assert result.exit_code == 2
+        assert "--convention published measures no time; test the latency in a run without it" in result.stderr
     assert len(calls) == 1
 
 

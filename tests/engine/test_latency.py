@@ -2,35 +2,106 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from madtp_cli.attention import backend
+from madtp_cli.costs import latency as costs_latency
+from madtp_cli.costs.latency import Latency, Setting
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs
 from madtp_cli.engine import latency
+from madtp_cli.engine.profile import analytic_costs, at_strength
 from madtp_cli.engine.samples import fit_samples, spread_samples
 from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.models.blip import small_config
 from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.spec import PruningSpec
+from madtp_cli.results import Speed
 
 PLAIN = Normalisation()
 
 
-def model_of(vision_layers: int) -> BlipForNlvr:
+def model_of(vision_layers: int, **pruning: Any) -> BlipForNlvr:
     sizes = {"vision_width": 24, "text_layers": 1, "text_width": 24}
-    return BlipForNlvr(small_config(image_size=96, vocab_size=len(VOCABULARY), vision_layers=vision_layers, **sizes))
+    config = small_config(image_size=96, vocab_size=len(VOCABULARY), vision_layers=vision_layers, **sizes)
+    return BlipForNlvr(config, **pruning)
 
 
 def test_models_are_compared_at_batch_1_and_32() -> None:
-    """Every model has a latency at both sizes, with what it was taken with; ten times the layers take longer."""
+    """Every model has its figures at both sizes; ten times the layers take longer, a batch holds more than a sample."""
     models = {"short": model_of(1), "long": model_of(10)}
     found = latency.compare_latency(models, ShapesPairs("validation", 300), PLAIN, samples=32, seconds=0.05)
-    assert list(found) == [1, 32]
-    for size, by_model in found.items():
-        assert set(by_model) == {"short", "long"}
-        assert by_model["short"].p50_ms < by_model["long"].p50_ms
-        setting = by_model["long"].setting
-        assert (setting.batch_size, setting.device, setting.dtype) == (size, "cpu", "fp32")
+    assert set(found) == {"short", "long"}
+    short, long = found["short"], found["long"]
+    for speed in (short, long):
+        assert list(speed.latency_ms) == list(speed.latency_p90_ms) == list(speed.latency_runs) == ["1", "32"]
+        assert speed.samples_per_second["32"] == pytest.approx(32e3 / speed.latency_ms["32"])
+        assert speed.latency_runs["1"] >= 6
+        assert speed.peak_mib["32"] > 8 * speed.peak_mib["1"] > 0
+    for size in ("1", "32"):
+        assert short.latency_ms[size] < long.latency_ms[size]
+    # Neither is called dense, so that there is nothing to compare with.
+    assert (long.macs_ratio, long.time_ratio, long.efficiency) == (None, {}, {})
+
+
+def test_speeds_are_compared_with_the_dense_model() -> None:
+    """By hand: 0.5 and 0.6 of the time for 0.2 of the multiply-adds; a model that saves none has no efficiency."""
+
+    def taken(p50: float, size: int) -> Latency:
+        return Latency(p50_ms=p50, p90_ms=2 * p50, runs=7, setting=Setting(size, "cpu", "fp32", "auto"), peak_mib=3.0)
+
+    timed = {
+        1: {"dense": taken(10, 1), "pruned": taken(5, 1), "other": taken(20, 1)},
+        8: {"dense": taken(50, 8), "pruned": taken(30, 8), "other": taken(100, 8)},
+    }
+    found = latency.speeds(timed, {"dense": 100.0, "pruned": 20.0, "other": 100.0})
+    assert found["dense"] == Speed(
+        latency_ms={"1": 10, "8": 50},
+        latency_p90_ms={"1": 20, "8": 100},
+        latency_runs={"1": 7, "8": 7},
+        samples_per_second={"1": 100.0, "8": 160.0},
+        peak_mib={"1": 3.0, "8": 3.0},
+    )
+    assert found["pruned"].macs_ratio == 0.2
+    assert found["pruned"].time_ratio == {"1": 0.5, "8": 0.6}
+    assert found["pruned"].efficiency == pytest.approx({"1": 0.5 / 0.8, "8": 0.4 / 0.8})
+    assert (found["other"].macs_ratio, found["other"].time_ratio) == (1.0, {"1": 2.0, "8": 2.0})
+    assert found["other"].efficiency == {}
+
+
+def test_costs_are_those_of_the_samples_that_were_timed() -> None:
+    """A pruned model and its dense self on the same eight samples: what the analytic count finds on them."""
+    spec = PruningSpec(method="random", strength=0.5, layers={"vision": (0, 1), "text": ()})
+    model = model_of(2, plan=spec.plan(), strength=0.5)
+    data, models = ShapesPairs("validation", 300), {"dense": at_strength(model, 0), "pruned": model}
+    found = latency.compare_latency(models, data, PLAIN, samples=8, batch_sizes=[4], seconds=0)
+    costs = analytic_costs(model, fit_samples(spread_samples(data, 8), model, PLAIN))
+    assert found["pruned"].macs_ratio == pytest.approx(costs.macs / costs.dense)
+    assert 0.3 < costs.macs / costs.dense < 0.9
+    assert set(found["pruned"].efficiency) == {"4"}
+
+
+def test_large_models_are_timed_in_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience reaches the rounds: with none left there are two."""
+    monkeypatch.setattr(latency, "PATIENCE", 0.0)
+    monkeypatch.setattr(costs_latency, "VISIT_SECONDS", 0.0)
+    model = model_of(1)
+    samples = fit_samples(spread_samples(ShapesPairs("validation", 300), 2), model, PLAIN)
+    timed = latency.time_models({"m": (model, samples)}, batch_sizes=[1], seconds=9)
+    assert timed[1]["m"].runs == 2
+    assert timed[1]["m"].setting == Setting(1, "cpu", "fp32", "auto")
+
+
+def test_figures_say_which_backend_was_in_force() -> None:
+    """One choice for the whole process: what was forced while the models ran."""
+    model = model_of(1)
+    samples = fit_samples(spread_samples(ShapesPairs("validation", 300), 1), model, PLAIN)
+    with backend("padded"):
+        timed = latency.time_models({"m": (model, samples)}, batch_sizes=[1], seconds=0)
+    assert timed[1]["m"].setting.attention_backend == "padded"
 
 
 def test_calls_go_through_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:

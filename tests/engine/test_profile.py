@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from madtp_cli.attention import backend
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.engine import latency, profile
 from madtp_cli.engine.profile import at_strength, module_costs, profile_checkpoint, prunes
@@ -22,7 +23,7 @@ from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import load_recipe
-from madtp_cli.results import ProfileResult
+from madtp_cli.results import ProfileResult, Speed
 
 SIZES: dict[str, int] = {
     "vision_layers": 3,
@@ -76,7 +77,7 @@ def run(checkpoint: str | None, **changes: Any) -> ProfileResult:
         "random_init": False,
         "baseline": None,
         "counter": "analytic",
-        "batch_size": None,
+        "batch_sizes": (),
         "text_tokens": None,
         "latency": False,
         "device": "cpu",
@@ -127,25 +128,75 @@ def test_second_opinions_agree_and_say_so(pruned: str, counter: str) -> None:
 
 
 def test_latency_is_measured_beside_dense_and_baseline(pruned: str, tmp_path: Path) -> None:
-    """Batch 1 and the chosen size, for the model, itself unpruned, and the baseline, which may be of another size."""
+    """Batch 1 and the chosen sizes, for the model, itself unpruned, and the baseline, which may be of another size."""
     baseline = save(tmp_path / "baseline", image_size=32)
-    found = run(pruned, latency=True, batch_size=3, baseline=baseline)
-    assert set(found.latency_ms) == set(found.latency_p90_ms) == set(found.dense_latency_ms) == {"1", "3"}
+    found = run(pruned, latency=True, batch_sizes=[3, 2], baseline=baseline)
+    assert list(found.latency_ms) == list(found.latency_p90_ms) == list(found.dense_latency_ms) == ["1", "2", "3"]
     assert all(found.latency_p90_ms[size] >= found.latency_ms[size] > 0 for size in ("1", "3"))
     assert found.latency_ms != found.dense_latency_ms
     assert found.baseline is not None
-    assert set(found.baseline.latency_ms) == {"1", "3"}
+    assert set(found.baseline.latency_ms) == {"1", "2", "3"}
     assert found.baseline.gmacs < found.gmacs.dense
     assert found.baseline.size_mib is not None
     assert (found.batch_size, found.device, found.dtype, found.attention_backend) == (3, "cpu", "fp32", "auto")
+    assert found.threads == torch.get_num_threads()
+
+
+def test_time_saved_stands_beside_what_was_saved(pruned: str, tmp_path: Path) -> None:
+    """Ratios are to the model unpruned, whose own figures are there; all follow from others in the document."""
+    baseline = save(tmp_path / "baseline", image_size=32)
+    found = run(pruned, latency=True, batch_sizes=[3], baseline=baseline)
+    dense, other = found.dense, found.baseline
+    assert dense is not None
+    assert other is not None
+    assert dense.latency_ms == found.dense_latency_ms
+    assert (dense.gmacs, dense.params) == (found.gmacs.dense, found.params)
+    assert (dense.macs_ratio, dense.time_ratio, dense.efficiency) == (None, {}, {})
+    assert found.macs_ratio == pytest.approx(1 - found.gmacs.reduction)
+    assert other.macs_ratio == pytest.approx(other.gmacs / found.gmacs.dense)
+    speeds: list[Speed] = [found, other]
+    for speed in speeds:
+        assert speed.macs_ratio is not None
+        for size, ratio in speed.time_ratio.items():
+            assert ratio == pytest.approx(speed.latency_ms[size] / dense.latency_ms[size])
+            assert speed.efficiency[size] == pytest.approx((1 - ratio) / (1 - speed.macs_ratio))
+        assert set(speed.efficiency) == set(speed.peak_mib) == set(speed.latency_runs) == {"1", "3"}
+    assert found.samples_per_second["3"] == pytest.approx(3e3 / found.latency_ms["3"])
+    assert dense.peak_mib["3"] > dense.peak_mib["1"]
+
+
+def test_the_backend_in_force_goes_with_the_figures(pruned: str) -> None:
+    """Forced for the whole process, as --attention does."""
+    with backend("padded"):
+        assert run(pruned, latency=True, batch_sizes=[1]).attention_backend == "padded"
+
+
+def test_ratios_are_of_the_samples_that_were_timed(pruned: str) -> None:
+    """A second opinion sees four of six samples; the ratio beside the times is still that of all six."""
+    found = run(pruned, latency=True, batch_sizes=[1], counter="torch")
+    assert found.macs_ratio == pytest.approx(1 - run(pruned).gmacs.reduction)
+
+
+def test_tokens_kept_are_the_mean_over_layers(pruned: str) -> None:
+    """37 tokens of an image enter every layer of the dense model; with --no-latency nothing is timed."""
+    found = run(pruned)
+    vision = [layer.tokens_mean for layer in found.layers if layer.tower == "vision"]
+    assert found.tokens_kept["vision"] == pytest.approx(sum(vision) / len(vision) / 37)
+    assert 0 < found.tokens_kept["text"] < 1
+    assert found.dense is None
+    assert (found.efficiency, found.peak_mib) == ({}, {})
 
 
 def test_a_dense_model_is_its_own_dense_model(tmp_path: Path) -> None:
     """Nothing pruned: one cost, one time, no part named pruning, every token kept."""
-    found = run(save(tmp_path / "dense"), latency=True, batch_size=1)
+    found = run(save(tmp_path / "dense"), latency=True, batch_sizes=[1])
     assert found.gmacs.dense == found.gmacs.pruned
     assert found.gmacs.reduction == 0
     assert found.latency_ms == found.dense_latency_ms
+    assert found.tokens_kept == {"vision": 1.0, "text": 1.0}
+    assert (found.macs_ratio, found.time_ratio, found.efficiency) == (None, {}, {})
+    assert found.dense is not None
+    assert found.peak_mib == found.dense.peak_mib
     assert not [module for module in found.modules if "pruning" in module.name]
     assert {layer.tokens_mean for layer in found.layers if layer.tower == "vision"} == {37}
 

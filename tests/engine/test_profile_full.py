@@ -54,7 +54,7 @@ def run(checkpoint: str | None = None, **changes: Any) -> ProfileResult:
         "baseline": None,
         "counter": "analytic",
         "convention": "sample",
-        "batch_size": None,
+        "batch_sizes": (),
         "text_tokens": None,
         "latency": False,
         "device": "cpu",
@@ -207,7 +207,7 @@ def test_generated_images_stand_in_for_data_that_are_not_there(random_init: bool
     """What has to run runs on shapes and texts of the published length, and says why."""
     recipe, out = absent(tmp_path, save(tmp_path / "tiny", KINDS[0])), io.StringIO()
     found = run(
-        recipe=recipe, random_init=random_init, latency=True, batch_size=1, console=Console(file=out, width=400)
+        recipe=recipe, random_init=random_init, latency=True, batch_sizes=[1], console=Console(file=out, width=400)
     )
     assert "measured on generated images of shapes" in out.getvalue()
     assert f"no{os.sep}b" in out.getvalue()

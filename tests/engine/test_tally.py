@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from madtp_cli.data.shapes_single import ShapesRetrieval
-from madtp_cli.engine.tally import Tally, layer_tokens
+from madtp_cli.engine.tally import Tally, layer_tokens, tokens_kept
 from madtp_cli.engine.tasks.retrieval import Retrieval
 from madtp_cli.results import LayerTokens
 from tests.engine.tasks.tiny_shapes import CPU, PRUNED, make_model
@@ -70,3 +70,10 @@ def test_a_text_pays_for_its_image_and_its_words(kind: tuple[str, str]) -> None:
     assert sum(whole.modules.values()) == sum(whole.macs)
     assert all(0 < cost < dense for cost, dense in zip(whole.macs, whole.dense_macs, strict=True))
     assert len({(layer.tower, layer.layer) for layer in whole.layers}) == 4
+
+
+def test_tokens_kept_are_shares_of_what_the_dense_model_keeps() -> None:
+    """By hand: 8 and 4 of 10 tokens leave two layers, 12 of 20; of a tower that prunes nothing all of them."""
+    kept = layer_tokens({("vision", 0): [10, 6], ("vision", 1): [4, 4], ("text", 0): [5, 7]})
+    dense = layer_tokens({("vision", 0): [10, 10], ("vision", 1): [10, 10], ("text", 0): [5, 7]})
+    assert tokens_kept(kept, dense) == {"vision": 0.6, "text": 1.0}

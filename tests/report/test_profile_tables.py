@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from rich.console import Console, RenderableType
 
 from madtp_cli.report.profile_tables import (
     Part,
-    Speed,
+    busy,
     composition_table,
     latency_table,
     modules_table,
     parts,
     passes_table,
-    speeds,
+    throughput_table,
+    timed,
 )
 from madtp_cli.results import Gmacs, ModuleCost, PassCost, ProfileResult, Side
 
@@ -32,6 +34,27 @@ MODULES = (
 )
 
 
+DENSE = Side(
+    metrics={},
+    gmacs=0.5,
+    params=121_000,
+    latency_ms={"32": 600.0, "1": 20.0},
+    latency_p90_ms={"32": 620.0, "1": 21.0},
+    latency_runs={"32": 6, "1": 44},
+    samples_per_second={"32": 53.33, "1": 50.0},
+    peak_mib={"32": 2000.0, "1": 1.279},
+)
+BASELINE = Side(
+    metrics={},
+    gmacs=0.25,
+    params=1,
+    latency_ms={"1": 15.0, "32": 12345.6},
+    macs_ratio=0.5,
+    time_ratio={"1": 0.75, "32": 20.576},
+    efficiency={"1": 0.5, "32": -39.15},
+)
+
+
 def profile(**changes: Any) -> ProfileResult:
     known: dict[str, Any] = {
         "command": "profile",
@@ -41,7 +64,13 @@ def profile(**changes: Any) -> ProfileResult:
         "modules": MODULES,
         "latency_ms": {"32": 300.0, "1": 10.0},
         "latency_p90_ms": {"32": 310.0, "1": 12.0},
-        "dense_latency_ms": {"32": 600.0, "1": 20.0},
+        "latency_runs": {"32": 6, "1": 88},
+        "samples_per_second": {"32": 106.67, "1": 100.0},
+        "peak_mib": {"32": 1234.4, "1": 1.794},
+        "macs_ratio": 0.4,
+        "time_ratio": {"32": 0.5, "1": 0.5},
+        "efficiency": {"32": 0.8333, "1": 0.8333},
+        "dense": DENSE,
     }
     return ProfileResult(**{**known, **changes})
 
@@ -53,6 +82,10 @@ def render(content: RenderableType, width: int = 80, encoding: str = "utf-8") ->
     Console(file=stream, width=width, color_system=None).print(content)
     stream.flush()
     return raw.getvalue().decode(encoding)
+
+
+def rows_of(content: RenderableType) -> list[list[str]]:
+    return [line.split() for line in render(content).splitlines()]
 
 
 def test_layers_are_summed_and_costless_parts_come_last() -> None:
@@ -76,62 +109,78 @@ def test_modules_add_up_to_the_total() -> None:
     assert "0.self_attn" in render(modules_table(profile(), every_layer=True))
 
 
-def test_efficiency_is_the_ratio_of_macs_over_the_ratio_of_times() -> None:
-    """0.4 of the multiply-adds in half of the time: 80 % of what was saved arrives."""
-    dense, pruned = list(speeds(profile()))[:2]
-    assert dense == Speed("1", "dense", 20.0)
-    assert (pruned.time_ratio, pruned.macs_ratio) == (0.5, 0.4)
-    assert pruned.efficiency == pytest.approx(0.8)
-    assert dense.efficiency is None
-
-
-def test_latency_table_reads_by_batch() -> None:
-    """Small batches first, dense above pruned, ratios beside each other."""
-    rows = [line.split() for line in render(latency_table(profile())).splitlines() if " ms" in line]
-    assert rows[0] == ["1", "dense", "20.0", "ms"]
-    assert rows[1] == ["pruned", "10.0", "ms", "12.0", "ms", "x0.50", "x0.40", "80%"]
-    assert rows[2][:2] == ["32", "dense"]
-
-
-def test_a_slower_model_shows_it() -> None:
-    """Multiply-adds that cost more time than they saved: a ratio above one and a low efficiency."""
-    slow = next(speed for speed in speeds(profile(latency_ms={"1": 30.0})) if speed.model == "pruned")
-    assert (slow.time_ratio, slow.macs_ratio) == (1.5, 0.4)
-    text = render(latency_table(profile(latency_ms={"1": 30.0})))
-    assert "x1.50" in text
-    assert " 27%" in text
-
-
-def test_a_dense_model_has_one_row_and_no_ratios() -> None:
-    """Nothing pruned, nothing to compare."""
-    dense = profile(gmacs=Gmacs(dense=0.5, pruned=0.5, reduction=0.0), dense_latency_ms={"1": 10.0, "32": 300.0})
-    assert [(speed.batch, speed.model, speed.efficiency) for speed in speeds(dense)] == [
-        ("1", "dense", None),
-        ("32", "dense", None),
+def test_models_stand_together_by_batch() -> None:
+    """Small batches first, each with the dense model above the pruned one and the baseline, as far as it was timed."""
+    rows = list(timed(profile(baseline=replace(BASELINE, latency_ms={"1": 15.0}))))
+    assert [(batch, name) for batch, name, _ in rows] == [
+        *[("1", "dense"), ("1", "pruned"), ("1", "baseline")],
+        *[("32", "dense"), ("32", "pruned")],
     ]
 
 
-def test_the_baseline_stands_beside_it() -> None:
-    """A baseline of the same run is compared with the dense model too."""
-    baseline = Side(metrics={}, gmacs=0.25, params=1, latency_ms={"1": 15.0})
-    rows = [speed for speed in speeds(profile(baseline=baseline)) if speed.model == "baseline"]
-    assert [(speed.batch, speed.time_ratio, speed.macs_ratio) for speed in rows] == [("1", 0.75, 0.5)]
+def test_latency_table_shows_time_beside_multiply_adds() -> None:
+    """Median, slowest tenth and runs of every model; of those that are compared with dense the ratios as well."""
+    rows = rows_of(latency_table(profile(baseline=BASELINE)))
+    assert rows[0] == ["batch", "model", "p50", "p90", "runs", "time", "gmacs", "efficiency"]
+    assert [row for row in rows if "ms" in row] == [
+        ["1", "dense", "20.0", "ms", "21.0", "ms", "44"],
+        ["pruned", "10.0", "ms", "12.0", "ms", "88", "x0.50", "x0.40", "0.83"],
+        ["baseline", "15.0", "ms", "x0.75", "x0.50", "0.50"],
+        ["32", "dense", "600", "ms", "620", "ms", "6"],
+        ["pruned", "300", "ms", "310", "ms", "6", "x0.50", "x0.40", "0.83"],
+        ["baseline", "12346", "ms", "x20.58", "x0.50", "-39.15"],
+    ]
+
+
+def test_without_a_saving_there_is_no_efficiency() -> None:
+    """A baseline as dear as the dense model: two ratios, nothing to divide by."""
+    dear = replace(BASELINE, macs_ratio=1.0, efficiency={})
+    assert ["baseline", "15.0", "ms", "x0.75", "x1.00"] in rows_of(latency_table(profile(baseline=dear)))
+
+
+def test_throughput_table_has_samples_and_memory() -> None:
+    """To three figures; what was not measured stays empty."""
+    rows = rows_of(throughput_table(profile(baseline=BASELINE)))
+    assert rows[0] == ["batch", "model", "samples/s", "memory"]
+    assert rows[2:5] == [["1", "dense", "50.0", "1.28", "MiB"], ["pruned", "100", "1.79", "MiB"], ["baseline"]]
+    assert ["32", "dense", "53.3", "2000", "MiB"] in rows
+
+
+def test_a_dense_model_has_one_row_and_no_ratios() -> None:
+    """Nothing pruned, nothing to compare: the columns of what is saved are not there."""
+    none: dict[str, Any] = {"macs_ratio": None, "time_ratio": {}, "efficiency": {}}
+    dense = profile(gmacs=Gmacs(dense=0.5, pruned=0.5, reduction=0.0), **none)
+    assert [(batch, name) for batch, name, _ in timed(dense)] == [("1", "dense"), ("32", "dense")]
+    assert rows_of(latency_table(dense))[0] == ["batch", "model", "p50", "p90", "runs"]
+
+
+def test_a_busy_machine_is_named() -> None:
+    """Calls of the dense model do the same work: a slowest tenth far from the median is somebody else's doing."""
+    assert busy(profile()) is None
+    shaken = replace(DENSE, latency_p90_ms={"32": 620.0, "1": 36.0})
+    assert busy(profile(dense=shaken)) == (
+        "The machine was busy: at batch 1 one in ten of the dense model's calls took 1.8 times the median or longer. "
+        "Take the ratios as rough."
+    )
+    # Samples that prune differently take different times.
+    assert busy(profile(latency_p90_ms={"32": 900.0, "1": 90.0})) is None
+    assert busy(profile(latency_ms={})) is None
 
 
 def test_without_latency_there_is_no_row() -> None:
-    """--no-latency leaves an empty table, which nobody prints."""
+    """--no-latency leaves empty tables, which nobody prints."""
     assert latency_table(profile(latency_ms={})).row_count == 0
+    assert throughput_table(profile(latency_ms={})).row_count == 0
 
 
-@pytest.mark.parametrize("table", [modules_table, latency_table])
+@pytest.mark.parametrize("table", [modules_table, latency_table, throughput_table])
 def test_tables_fit_80_columns_and_plain_ascii(table: Any) -> None:
     """In a pipe without Unicode nothing is lost, wrapped or decorated."""
-    baseline = Side(metrics={}, gmacs=0.25, params=1, latency_ms={"1": 15.0, "32": 12345.6})
-    text = render(table(profile(baseline=baseline)), encoding="ascii")
+    text = render(table(profile(baseline=BASELINE)), encoding="ascii")
     assert max(len(line) for line in text.splitlines()) <= 80
     assert text.isascii()
     assert "\x1b" not in text
-    assert "crossattention" in text or "efficiency" in text
+    assert any(last in text for last in ("crossattention", "efficiency", "memory"))
 
 
 def _pass(name: str, dense: float, pruned: float, times: int = 1) -> PassCost:

@@ -79,7 +79,15 @@ PROFILE = ProfileResult(
     layers=LAYERS,
     latency_ms={"1": 8.3, "32": 88.1},
     latency_p90_ms={"1": 9.1},
-    dense_latency_ms={"1": 12.45},
+    latency_runs={"1": 88},
+    samples_per_second={"1": 120.5},
+    peak_mib={"1": 1.79},
+    macs_ratio=0.5,
+    time_ratio={"1": 0.6667},
+    efficiency={"1": 0.6667},
+    tokens_kept={"vision": 0.375, "text": 1.0},
+    dense=Side(metrics={}, gmacs=0.32, params=2_040_000, latency_ms={"1": 12.45}, latency_p90_ms={"1": 24.9}),
+    threads=2,
     uncounted=("aten::foo",),
     attention_backend="segments",
     batch_size=1,
@@ -229,21 +237,25 @@ def test_a_profile_shows_parts_latencies_and_what_was_not_counted() -> None:
     found, rows = lines(target), words(target)
     assert found[1] == "runs/a: 2.040 M parameters"
     assert ["vision", "0.1200", "75.0%", "1.400", "M"] in rows
-    assert ["1", "dense", "12.4", "ms"] in rows
-    assert ["pruned", "8.30", "ms", "9.10", "ms", "x0.67", "x0.50", "75%"] in rows
-    assert ["32", "pruned", "88.1", "ms"] in rows
+    assert ["1", "dense", "12.4", "ms", "24.9", "ms"] in rows
+    assert ["pruned", "8.30", "ms", "9.10", "ms", "88", "x0.67", "x0.50", "0.67"] in rows
+    assert ["pruned", "120", "1.79", "MiB"] in rows
+    assert "The machine was busy: at batch 1 one in ten of the dense model's calls took 2.0" in found
+    assert ["32", "pruned", "88.1", "ms", "x0.50"] in rows
     assert "Baseline: 0.2000 gmacs per sample; this one costs 0.1600 (-20.0%)." in found
     assert "Not counted: aten::foo" in found
-    assert found[-2:] == [
+    assert found[-3:] == [
+        "kept        37.5% of vision tokens, 100.0% of text tokens, mean over layers",
         "counted     by analytic, batch size 1, text tokens 12",
-        "run         attention segments on cpu, float32",
+        "run         attention segments on cpu, 2 threads, float32",
     ]
 
 
 def test_a_profile_without_latencies_has_no_such_table() -> None:
     target = console()
-    show(replace(PROFILE, latency_ms={}), target)
-    assert "latency" not in printed(target)
+    show(replace(PROFILE, latency_ms={}, dense=None), target)
+    assert not any("p50" in row or "samples/s" in row for row in words(target))
+    assert "busy" not in printed(target)
 
 
 def test_a_result_without_a_report_is_an_error() -> None:

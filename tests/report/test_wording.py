@@ -90,3 +90,12 @@ def test_slow_steps_are_timed_the_other_way_round() -> None:
 def test_what_an_encoding_cannot_say_is_escaped() -> None:
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert wording.encodable(console, "runs/größe") == "runs/gr\\xf6\\xdfe"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.5, "0.50"), (8.314, "8.31"), (88.14, "88.1"), (1802.4, "1802")])
+def test_samples_per_second_have_three_figures(value: float, text: str) -> None:
+    assert wording.throughput(value) == text
+
+
+def test_threads_are_counted() -> None:
+    assert [wording.threads(number) for number in (None, 1, 2)] == [None, "1 thread", "2 threads"]

@@ -1,0 +1,48 @@
+"""The most memory that a call holds at once, by torch's own count of what it allocates and frees.
+
+What is there before the call (weights, inputs) is not in it. On a CPU neither is what libraries below torch take for
+themselves, such as the scratch space of oneDNN and MKL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+from torch.autograd.profiler import profile
+from torch.autograd.profiler_util import MEMORY_EVENT_NAME
+
+
+def peak_mib(call: Callable[[], object], device: str) -> float | None:
+    """Run a call and return the most that it added to the memory in use; None on devices that nothing can tell of."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return _of_cuda(call, device) / 2**20
+    return _of_cpu(call) / 2**20 if kind == "cpu" else None
+
+
+def _of_cuda(call: Callable[[], object], device: str) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before
+
+
+def _of_cpu(call: Callable[[], object]) -> int:
+    """Add up the allocations and frees that the profiler saw, in order."""
+    # Kineto tells stderr of every start and stop at its usual level, which it reads once, when it is first used.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(profile_memory=True) as profiled:
+        call()
+    assert profiled.kineto_results is not None
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profiled.kineto_results.events()
+        if event.name() == MEMORY_EVENT_NAME and event.device_type().name == "CPU"
+    ]
+    in_order = (size for _, size in sorted(changes, key=lambda change: change[0]))
+    return max(accumulate(in_order), default=0)
