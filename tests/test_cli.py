@@ -69,7 +69,8 @@ def test_every_command_has_help(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["prune", "finetune", "evaluate", "profile"])
 def test_the_flags_of_every_command_are_documented(name: str) -> None:
-    shared = {"--json", "--device", "--precision", "--seed", "-v, --verbose", "-q, --quiet", "--debug", "--recipe"}
+    shared = {"--json", "--device", "--precision", "--attention", "--seed", "--debug", "--recipe"}
+    shared |= {"-v, --verbose", "-q, --quiet"}
     training = {"--checkpoint", "--output", "--set", "--resume", "--dry-run", "--overwrite"}
     own = {
         "prune": training,
@@ -104,6 +105,7 @@ def test_there_is_no_export_yet() -> None:
         (["prune", "--recipe", "quickstart", "--device", "gpu"], "'gpu' is not auto, cpu, mps, cuda or cuda:N."),
         (["prune", "--recipe", "quickstart", "--seed", "-1"], "'--seed'"),
         (["prune", "--recipe", "quickstart", "--precision", "int8"], "'--precision'"),
+        (["evaluate", "x", "--attention", "flash"], "'--attention'"),
         (["evaluate"], "Missing argument 'CHECKPOINT'."),
         (["evaluate", "x", "--split", "train"], "'--split'"),
         (["evaluate", "x", "--limit", "0"], "'--limit'"),

@@ -25,6 +25,7 @@ def evaluate(
     ] = None,
     device: options.Device = "auto",
     precision: options.MeasuredPrecision = None,
+    attention: options.Attention = "auto",
     seed: options.Seed = None,
     json_output: options.Json = False,
     verbose: options.Verbose = 0,
@@ -41,8 +42,10 @@ def evaluate(
     changes = options.recipe_changes(settings)
     loaded = None if recipe is None else load_recipe(recipe, changes)
     with open_console(json_output, level) as console:
+        from madtp_cli.engine.attention import use_attention
         from madtp_cli.engine.evaluate_checkpoint import evaluate_checkpoint
 
+        use_attention(attention, device, precision or "fp32")
         result = evaluate_checkpoint(
             checkpoint,
             recipe=loaded,

@@ -60,6 +60,10 @@ MeasuredPrecision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"] | None,
     typer.Option("--precision", help="Precision of the computation; fp32 by default."),
 ]
+Attention = Annotated[
+    Literal["auto", "segments", "varlen", "padded"],
+    typer.Option(help="How attention reads samples of unequal length: docs/performance.md."),
+]
 Seed = Annotated[
     int | None,
     typer.Option(min=0, metavar="N", help="Random seed; the recipe's by default."),

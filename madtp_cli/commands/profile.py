@@ -65,6 +65,7 @@ def profile(
     fail_if: FailIf = None,
     device: options.Device = "auto",
     precision: options.MeasuredPrecision = None,
+    attention: options.Attention = "auto",
     seed: options.Seed = None,
     json_output: options.Json = False,
     verbose: options.Verbose = 0,
@@ -88,8 +89,10 @@ def profile(
         raise UsageError("--convention published measures no time; test the latency in a run without it")
     loaded = None if recipe is None else load_recipe(recipe, options.recipe_changes(settings))
     with open_console(json_output, level) as console:
+        from madtp_cli.engine.attention import use_attention
         from madtp_cli.engine.profile import profile_checkpoint
 
+        use_attention(attention, device, precision or "fp32")
         result = profile_checkpoint(
             checkpoint,
             recipe=loaded,

@@ -25,6 +25,7 @@ def run(
     overwrite: bool,
     device: str,
     precision: str | None,
+    attention: Literal["auto", "segments", "varlen", "padded"],
     seed: int | None,
     json_output: bool,
     verbose: int,
@@ -45,7 +46,10 @@ def run(
         loaded = loaded.model_copy(update={"output": f"{loaded.output}-smoke"})
         overwrite = True  # what an earlier smoke run left means nothing
     with open_console(json_output, level) as console:
+        from madtp_cli.engine.attention import use_attention
         from madtp_cli.engine.run import finetune, prune
+
+        use_attention(attention, device, loaded.training.precision)
 
         train = prune if command == "prune" else finetune
         result: PruneResult = train(

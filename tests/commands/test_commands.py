@@ -30,20 +30,25 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Result | BaseException]
 
     def install(outcome: Result | BaseException) -> list[Call]:
         calls: list[Call] = []
+        attention: list[Any] = []
 
         def work(*arguments: Any, **options: Any) -> Result:
             print("a library prints")
             options["console"].print("progress")
-            calls.append({"arguments": arguments, **options})
+            calls.append({"arguments": arguments, "attention": attention[-1], **options})
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
+
+        def use_attention(*choice: str) -> None:
+            attention.append(choice)
 
         def show(result: Result, console: Any) -> None:
             console.print(f"report of {result.command}")
 
         packages: dict[str, ModuleType] = {}
         names: dict[str, dict[str, Any]] = {
+            "engine.attention": {"use_attention": use_attention},
             "engine.run": {"prune": work, "finetune": work},
             "engine.evaluate_checkpoint": {"evaluate_checkpoint": work},
             "engine.profile": {"profile_checkpoint": work},
@@ -85,7 +90,7 @@ def test_options_change_the_recipe(name: str, engine: Any) -> None:
     result = run(
         *(name, "--recipe", "quickstart", "--checkpoint", "a: b", "--output", "NO", "--seed", "7"),
         *("--precision", "bf16", "--set", "training.steps=3", "--set", "training.seed=8", "--device", "cuda:1"),
-        *("--resume", "--dry-run", "--overwrite", "-vv"),
+        *("--resume", "--dry-run", "--overwrite", "-vv", "--attention", "varlen"),
     )
     assert result.exit_code == 0, result.stderr
     (call,) = calls
@@ -95,6 +100,7 @@ def test_options_change_the_recipe(name: str, engine: Any) -> None:
     assert (recipe.training.seed, recipe.training.steps, recipe.training.precision) == (7, 3, "bf16")
     assert (call["name"], call["device"], call["verbosity"]) == ("quickstart", "cuda:1", 2)
     assert (call["resume"], call["dry_run"], call["overwrite"]) == (True, True, True)
+    assert call["attention"] == ("varlen", "cuda:1", "bf16")
 
 
 def test_json_is_alone_on_stdout(engine: Any) -> None:
@@ -172,6 +178,7 @@ def test_evaluate_passes_its_options_on(engine: Any, tmp_path: Path) -> None:
     assert call["recipe"].name == "quickstart"
     assert (call["split"], call["limit"], call["batch_size"], call["predictions"]) == ("val", 9, 3, file)
     assert (call["device"], call["precision"], call["seed"]) == ("auto", None, 1)
+    assert call["attention"] == ("auto", "auto", "fp32")
 
 
 def test_profile_passes_its_options_on(engine: Any) -> None:
@@ -181,6 +188,7 @@ def test_profile_passes_its_options_on(engine: Any) -> None:
     assert run("profile", "--recipe", "quickstart").exit_code == 0
     call, plain = calls
     assert call["arguments"] == (None,)
+    assert call["attention"] == ("auto", "auto", "fp32")
     assert (call["random_init"], call["baseline"], call["counter"]) == (True, "y", "torch")
     assert (call["batch_sizes"], call["text_tokens"], call["latency"]) == ([4, 16], 8, False)
     assert (list(plain["batch_sizes"]), plain["text_tokens"], plain["latency"]) == ([], None, True)

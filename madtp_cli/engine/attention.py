@@ -1,0 +1,27 @@
+"""The choice of an attention backend for a command: checked against its device and precision before it starts."""
+
+from __future__ import annotations
+
+import torch
+
+from madtp_cli.attention import Backend, use_backend, varlen
+from madtp_cli.engine.build import choose_device, choose_precision
+from madtp_cli.errors import UsageError
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def use_attention(name: Backend, device: str, precision: str) -> None:
+    """Compute all attention of this process by a backend.
+
+    Raises UsageError where the device or the precision, each as given to the command, cannot run it.
+    """
+    if name == "varlen":
+        where = choose_device(device)
+        reason = varlen.unavailable(where, TYPES[choose_precision(precision, where)])
+        if reason:
+            raise UsageError(
+                f"--attention varlen cannot be used here: {reason}; "
+                "try --device cuda with --precision bf16, or --attention auto"
+            )
+    use_backend(name)
