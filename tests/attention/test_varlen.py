@@ -7,8 +7,6 @@ oracle is the definition in float64; that the real one accepts our call is check
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from madtp_cli import attention
 from madtp_cli.attention import varlen
 from madtp_cli.tokens import Spans
 from tests.attention import definition
+from tests.attention.stand_in import Kernel
 
 HEADS = 3
 RAGGED, EQUAL = Spans.of([5, 2, 7, 1]), Spans.of([4, 4, 4, 4])
@@ -34,46 +33,6 @@ PAIRS = {
     "queries in another order": (EQUAL.pick([2, 0, 3, 1]), EQUAL),
     "queries with a gap": (EQUAL.pick([3, 1]), Spans.of([3, 5])),
 }
-
-
-class Kernel:
-    """Attend by offsets as torch.nn.attention.varlen.varlen_attn says it does, one span at a time."""
-
-    def __init__(self, by_head: bool) -> None:
-        self.by_head = by_head  # the log-sum-exp as torch returns it, else as torch documents it
-        self.width = 0
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cu_seq_q: Tensor,
-        cu_seq_k: Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        return_aux: Any,
-        scale: float,
-        window_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor]:
-        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-        assert return_aux.lse
-        assert max_q == cu_seq_q.diff().max()
-        assert max_k == cu_seq_k.diff().max()
-        assert len(query) == cu_seq_q[-1]
-        assert len(key) == len(value) == cu_seq_k[-1]
-        self.width = query.shape[-1]
-        outs, norms = [], []
-        for mine, theirs in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
-            q, k, v = query[slice(*mine)], key[slice(*theirs)], value[slice(*theirs)]
-            scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-            if window_size == (-1, 0):
-                scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
-            outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
-            norms.append(scores.logsumexp(-1).T)
-        lse = torch.cat(norms).float()
-        return torch.cat(outs), lse.T.contiguous() if self.by_head else lse
 
 
 @pytest.fixture(params=[True, False], ids=["as returned", "as documented"])
