@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from madtp_cli.attention import Backend, use_backend, varlen
+from madtp_cli.attention import Backend, resolve, use_backend, varlen
 from madtp_cli.engine.build import choose_device, choose_precision
 from madtp_cli.errors import UsageError
 
@@ -25,3 +25,8 @@ def use_attention(name: Backend, device: str, precision: str) -> None:
                 "try --device cuda with --precision bf16, or --attention auto"
             )
     use_backend(name)
+
+
+def attention_used(device: torch.device, precision: str) -> Backend:
+    """Name what computes attention on a device in a precision, as figures report it: `auto` on a CPU only."""
+    return resolve(device, TYPES[precision])

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.attention import backend_in_force
+from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.build_data import Splits, data_notes, facts
 from madtp_cli.engine.evaluate import Evaluation, batch_for, evaluate
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, SECONDS, compare_latency
@@ -122,7 +122,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         dtype=MEASURED_IN,
         training_precision=run.precision,
         threads=torch.get_num_threads(),
-        attention_backend=backend_in_force(),
+        attention_backend=attention_used(run.device, MEASURED_IN),
         seed=run.recipe.training.seed,
         checkpoint=str(output.final),
         budget=_budget(run, tested[main]),

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from madtp_cli.attention import backend_in_force
 from madtp_cli.costs.analytic import total
 from madtp_cli.costs.latency import Latency, Setting, compare, efficiency
 from madtp_cli.data.batch import Batch, Split
+from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.evaluate import mixed
 from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
 from madtp_cli.engine.tally import Tally
@@ -45,7 +45,7 @@ def time_models(
     found: dict[int, dict[str, Latency]] = {}
     for size in sorted(set(batch_sizes)):
         device = next(next(iter(candidates.values()))[0].parameters()).device
-        setting = Setting(size, str(device), precision, backend_in_force())
+        setting = Setting(size, str(device), precision, attention_used(device, precision))
         calls = {name: _call(model, samples, size, precision) for name, (model, samples) in candidates.items()}
         found[size] = compare(calls, setting, seconds=seconds, patience=PATIENCE)
     return found

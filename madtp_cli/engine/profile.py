@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.attention import backend_in_force
 from madtp_cli.costs import analytic, counters, published
 from madtp_cli.data.batch import Batch
 from madtp_cli.engine import build, passes
+from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, speeds, time_models
 from madtp_cli.engine.profile_subject import Subject, open_subject
 from madtp_cli.engine.samples import check_text_tokens, fit_samples, join_samples, spread_samples
@@ -305,7 +305,7 @@ def _setting(device: torch.device, precision: str) -> dict[str, Any]:
         "device": str(device),
         "dtype": precision,
         "threads": torch.get_num_threads(),
-        "attention_backend": backend_in_force(),
+        "attention_backend": attention_used(device, precision),
     }
 
 

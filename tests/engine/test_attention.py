@@ -13,7 +13,7 @@ from madtp_cli import attention
 from madtp_cli.attention import varlen
 from madtp_cli.cli import app
 from madtp_cli.commands import options
-from madtp_cli.engine.attention import use_attention
+from madtp_cli.engine.attention import attention_used, use_attention
 from madtp_cli.errors import UsageError
 
 
@@ -56,6 +56,26 @@ def test_varlen_where_it_can_run_is_in_force(monkeypatch: pytest.MonkeyPatch) ->
     use_attention("varlen", "cpu", "fp16")
     assert asked == [(torch.device("cpu"), torch.float16)]
     assert attention.backend_in_force() == "varlen"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "used"),
+    [
+        ("auto", "cpu", "bf16", "auto"),
+        ("segments", "cpu", "fp32", "segments"),
+        ("auto", "cuda", "fp32", "padded"),
+        ("auto", "cuda", "bf16", "varlen"),
+        ("varlen", "cuda", "fp32", "padded"),
+        ("padded", "cuda", "bf16", "padded"),
+    ],
+)
+def test_figures_name_what_computed_them(
+    name: attention.Backend, device: str, precision: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that has varlen, `auto` says which it was."""
+    monkeypatch.setattr(varlen, "available", lambda where, dtype: where.type == "cuda" and dtype in varlen.DTYPES)
+    with attention.backend(name):
+        assert attention_used(torch.device(device), precision) == used
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["profile", "--no-latency"]])
