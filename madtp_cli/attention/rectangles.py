@@ -24,6 +24,7 @@ class Rows:
     index: slice | Tensor  # of spans that lie end to end and are equally long; else [b, N]
     spans: int
     mask: Tensor | None = None  # [b, N], where spans are shorter than the rectangle
+    real: Tensor | None = None  # [t], the places of the real tokens in the rectangle, with the mask
 
     @classmethod
     def of(cls, spans: Spans, device: torch.device) -> Rows:
@@ -31,7 +32,13 @@ class Rows:
         if spans.adjacent:
             return cls(slice(spans.starts[0], spans.starts[0] + spans.total), len(spans))
         index, mask = spans.rectangle(device)
-        return cls(index, len(spans), None if spans.equal else mask)
+        if spans.equal:
+            return cls(index, len(spans))
+        # Counted on the host's lengths: to look for them in the mask would make the host wait for a GPU.
+        together = Spans.of(spans.lengths)
+        before = spans.longest * torch.arange(len(spans), device=device) - together.start_index(device)
+        real = torch.arange(spans.total, device=device) + together.spread(before)
+        return cls(index, len(spans), mask, real)
 
     def take(self, values: Tensor) -> Tensor:
         """Take values [T, H, D] as [b, H, N, D]."""
@@ -41,7 +48,8 @@ class Rows:
 
     def packed(self, values: Tensor) -> Tensor:
         """Lay values [b, N, ...] of the real tokens end to end again: [t, ...]."""
-        return values.flatten(0, 1) if self.mask is None else values[self.mask]
+        values = values.flatten(0, 1)
+        return values if self.real is None else values[self.real]
 
     def places(self, total: int, device: torch.device) -> Tensor:
         """Return the places of the real tokens among the `total` packed ones: [t]."""

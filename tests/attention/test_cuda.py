@@ -190,18 +190,21 @@ def test_what_is_counted_as_asking() -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("strength", [0.0, 0.4], ids=["dense", "pruned"])
-def test_little_is_asked_of_the_device(strength: float, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["varlen", "padded"])
+def test_little_is_asked_of_the_device(
+    backend: Backend, strength: float, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a CPU, by the way of a GPU: of all calls, those that need a value on the host are one per pruned block.
 
     The kernels are the only part that is not the GPU's own, and are left out of the count.
     """
     waits = Waits()
     kernel, statistics = Kernel(by_head=True), received.by_blocks
-    monkeypatch.setattr(varlen, "available", lambda device, dtype: True)
+    monkeypatch.setattr(varlen, "available", lambda device, dtype: backend == "varlen")
     monkeypatch.setattr(varlen, "_kernel", lambda: waits.leaving_out(kernel))
     monkeypatch.setattr(received, "by_blocks", waits.leaving_out(statistics))
     model, inputs = _model(strength, "cpu"), _inputs("cpu")
-    with waits, torch.set_grad_enabled(training):
+    with attention.backend(backend), waits, torch.set_grad_enabled(training):
         model(**inputs, learn=training)
     assert waits.calls == ["tolist"] * (2 * LAYERS if strength else 0)
-    assert kernel.width == 64
+    assert kernel.width == (64 if backend == "varlen" else 0)
