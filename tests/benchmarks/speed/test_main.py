@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
@@ -19,6 +21,14 @@ def typed(*words: str) -> Result:
     app = typer.Typer()
     app.command()(command.main)
     return CliRunner().invoke(app, words)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Give other tests back the threads that `--threads` took."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
