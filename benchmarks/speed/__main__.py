@@ -23,8 +23,8 @@ from benchmarks.speed.schedule import schedule_for
 from benchmarks.speed.subjects import SUBJECTS, build, check, draw
 from benchmarks.speed.tables import ragged_table, roofline_table, speed_table
 from madtp_cli import results
-from madtp_cli.attention import backend_in_force
 from madtp_cli.costs.latency import Setting
+from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.build import choose_device
 from madtp_cli.errors import MadtpError, UsageError
 
@@ -85,7 +85,7 @@ def run(
 ) -> dict[str, Any]:
     """Time what was asked for, printing each table as it is done, and return all as plain data."""
     console, log = Console(highlight=False), Console(stderr=True, highlight=False)
-    setting = partial(Setting, device=str(device), dtype=precision, attention_backend=backend_in_force())
+    setting = partial(Setting, device=str(device), dtype=precision, attention_backend=attention_used(device, precision))
     rows: list[Row] = []
     ragged_rows: list[RaggedRow] = []
     rates: dict[str, float] = {}
