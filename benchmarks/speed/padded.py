@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,12 @@ def _attention(
     seen = None if mask is None else mask[:, None, None]
     read = scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
     return linear(read.transpose(1, 2).flatten(2), *out)
+
+
+def _cross_attention(q: Tensor, images: Tensor, *, heads: int, memory: Affine) -> Tensor:
+    """Read images [B, N, C] with queries [B, H, L, D]: [B, L, C]."""
+    k, v = linear(images, *memory).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -133,14 +140,13 @@ class _TwinLayer:
     fc2: Affine
     norm3: _Norm
 
-    def __call__(self, x: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sides: Sequence[Tensor]) -> Tensor:
         x = self.norm1(x + _attention(x, self.heads, self.qkv, self.out))
         queries = linear(x, *self.queries).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         read = []
-        for side, memory in enumerate(self.memories):
-            k, v = linear(images[side::2], *memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            out = scaled_dot_product_attention(queries[side], k, v).transpose(1, 2).flatten(2)
-            read.append(linear(out, *self.outs[side]))
+        for q, images, memory, out in zip(queries, sides, self.memories, self.outs, strict=True):
+            look = partial(_cross_attention, heads=self.heads, memory=memory)
+            read.append(linear(in_parts(look, images.shape[1], q, images), *out))
         joined = (read[0] + read[1]) / 2 if self.merge is None else linear(torch.cat(read, -1), *self.merge)
         x = self.norm2(x + joined)
         return self.norm3(x + linear(gelu(linear(x, *self.fc1)), *self.fc2))
@@ -185,23 +191,23 @@ class PaddedNlvr:
 
     def __call__(self, images: Tensor, ids: Tensor) -> Tensor:
         """Judge sentences [P, L] over images [2 P, 3, H, W], left and right in turn: logits [P, 2]."""
-        pixels = images.unflatten(0, (len(ids), 2))
-        return in_parts(self._pairs, 2 * self.model.image_tokens, pixels, ids)
-
-    def _pairs(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        """Judge a few: pixels [P, 2, 3, H, W]."""
-        embeddings, words = self.model.vision_model.embeddings, self.model.text_encoder.embeddings
-        x = _patches(embeddings.patch_embedding, pixels.flatten(0, 1))  # [I, N, C]
-        x = torch.cat([embeddings.class_embedding.expand(len(x), -1, -1), x], 1) + embeddings.position_embedding
-        for layer in self.vision:
-            x = layer(x)
-        images = _norm(self.model.vision_model.post_layernorm)(x)
+        seen = in_parts(self._images, self.model.image_tokens, images)  # [I, N, C]
+        sides = [seen[side::2].contiguous() for side in (0, 1)]  # [P, N, C]
+        words = self.model.text_encoder.embeddings
         x = words.word_embeddings(ids) + words.position_embeddings.weight[: ids.shape[1]]
         x = _norm(words.LayerNorm)(x)  # [P, L, C]
         for twin in self.text:
-            x = twin(x, images)
+            x = twin(x, sides)
         logits: Tensor = self.model.cls_head(x[:, 0])
         return logits
+
+    def _images(self, images: Tensor) -> Tensor:
+        embeddings = self.model.vision_model.embeddings
+        x = _patches(embeddings.patch_embedding, images)
+        x = torch.cat([embeddings.class_embedding.expand(len(x), -1, -1), x], 1) + embeddings.position_embedding
+        for layer in self.vision:
+            x = layer(x)
+        return _norm(self.model.vision_model.post_layernorm)(x)
 
 
 class PaddedClip:
