@@ -21,7 +21,7 @@ from benchmarks.speed import ragged, roofline
 from benchmarks.speed.measure import RaggedRow, Row, time_ragged, time_subject
 from benchmarks.speed.schedule import schedule_for
 from benchmarks.speed.subjects import SUBJECTS, build, check, draw
-from benchmarks.speed.tables import ragged_table, roofline_table, speed_table
+from benchmarks.speed.tables import busy, ragged_table, roofline_table, speed_table
 from madtp_cli import results
 from madtp_cli.costs.latency import Setting
 from madtp_cli.engine.attention import attention_used
@@ -51,7 +51,7 @@ def main(
     precision: Annotated[Precision, typer.Option(help="Type of weights and activations.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all of them by default.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Least time per candidate; at least three calls.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Least time per candidate; at least three calls.")] = 4.0,
     output: Annotated[Path | None, typer.Option("--json", help="Write everything to this file as well.")] = None,
 ) -> None:
     """Time models and print a table for each batch size."""
@@ -108,6 +108,8 @@ def run(
             log.print(f"{subject.title}: timing batch {size}")
             found = time_subject(subject, model, draw(model, size, subject.words), schedules, setting(size), seconds)
             console.print(speed_table(found, max(rates.values())))
+            for warning in busy(found):
+                console.print(warning)
             rows += found
         if half:
             log.print(f"{subject.title}: timing ragged batches")
@@ -116,7 +118,7 @@ def run(
             ragged_rows += ways
     return {
         "versions": results.versions(),
-        **asdict(setting(max(sizes))),
+        **{key: value for key, value in asdict(setting(1)).items() if key != "batch_size"},
         "gmacs_per_second": rates,
         "rows": [asdict(row) for row in rows],
         "ragged": [asdict(row) for row in ragged_rows],

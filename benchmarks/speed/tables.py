@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.speed.measure import RaggedRow, Row
+
+# Where the slowest tenth of equal calls takes this many times the median, something else was running.
+STEADY = 1.3
 
 
 def speed_table(rows: Sequence[Row], fastest: float) -> Table:
@@ -30,6 +33,17 @@ def speed_table(rows: Sequence[Row], fastest: float) -> Table:
             _share(row.compaction_share),
         )
     return table
+
+
+def busy(rows: Sequence[Row]) -> Iterator[str]:
+    """Say so where calls that do the same work took times too far apart to trust their median."""
+    row = max(rows, key=lambda each: each.p90_ms / each.p50_ms)
+    spread = row.p90_ms / row.p50_ms
+    if spread > STEADY:
+        yield (
+            f"The machine was busy: of {row.runs} calls of {row.candidate} one in ten took {spread:.1f} times the "
+            "median or longer. Take the ratios as rough."
+        )
 
 
 def ragged_table(rows: Sequence[RaggedRow]) -> Table:

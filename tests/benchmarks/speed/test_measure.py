@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.speed import measure
-from benchmarks.speed.measure import time_ragged, time_subject
+from benchmarks.speed.measure import Row, time_ragged, time_subject
 from benchmarks.speed.schedule import schedule_for
 from benchmarks.speed.subjects import SUBJECTS, Call
+from benchmarks.speed.tables import busy
 from madtp_cli.costs.latency import Latency, Setting
 from tests.benchmarks.speed.tiny_subjects import model_and_inputs
 
@@ -56,3 +59,11 @@ def test_ragged_ratios_are_to_samples_one_by_one(times: list[float]) -> None:
     assert [row.ratio for row in rows] == [0.9, 1.0, 1.8, 1.1, 1.0]
     assert [row.reduction > 0 for row in rows] == [False] * 3 + [True] * 2
     assert (rows[0].samples, rows[0].tokens, rows[0].longest) == (2, 21, 17)
+
+
+def test_a_busy_machine_is_named() -> None:
+    """Calls of one kind that take the same time say nothing; one that takes twice its median at times does."""
+    row = Row("BLIP", 1, "ours dense", 100, 110, 9, 1, 10, 0, 1, 1, None, 1)
+    assert list(busy([row])) == []
+    (said,) = busy([row, replace(row, candidate="HF eager", p90_ms=200)])
+    assert said.startswith("The machine was busy: of 9 calls of HF eager one in ten took 2.0 times the median")
