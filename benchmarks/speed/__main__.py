@@ -102,7 +102,7 @@ def run(
             ragged.check(model, ragged.Ragged.draw(model, RAGGED_SAMPLES))
         model = model.to(DTYPES[precision])
         shapes = roofline.shapes(subject.title, model)
-        rates |= roofline.rates(shapes, setting(1), DTYPES[precision], min(seconds, ROOFLINE_SECONDS))
+        rates |= roofline.rates(shapes, device, DTYPES[precision], min(seconds, ROOFLINE_SECONDS))
         console.print(roofline_table({shape: rates[shape] for shape in shapes}))
         for size in sizes:
             log.print(f"{subject.title}: timing batch {size}")
