@@ -254,17 +254,23 @@ def compact(tokens: Tokens, selection: Selection) -> Tokens:
     into = torch.where(tokens.protected, here, selection.into)
     weight = torch.where(tokens.protected, torch.ones_like(selection.weight), selection.weight)
     stays = into == here  # [T]
-    folds = (into >= 0) & ~stays & ~tokens.protected[into]  # [T]
+    merged = stays & (weight != 1)  # [T] slots that do not simply stay
+    folds = merged | ((into >= 0) & ~stays & ~tokens.protected[into])  # [T]
     left = tokens.spans.sum(stays.long())  # [B]
     # The one time that the host waits for the device.
-    *lengths, count = torch.cat([left, folds.sum(0, keepdim=True)]).tolist()
-    slots, folded = _places(stays, sum(lengths)), _places(folds, count)  # [T'], [F]
-    target = (stays.cumsum(0) - 1)[into[folded]]
+    *lengths, slot_count, fold_count = torch.cat([left, torch.stack([merged, folds]).sum(1)]).tolist()
+    slots, emptied, folded = (
+        _places(mask, count) for mask, count in ((stays, sum(lengths)), (merged, slot_count), (folds, fold_count))
+    )  # [T'], [M], [F]
+    rank = stays.cumsum(0) - 1
+    target = rank[into[folded]]
 
-    x = tokens.x[slots] * weight[slots, None].to(tokens.x.dtype)  # [T', C]
-    x = x.index_add(0, target, tokens.x[folded] * weight[folded, None].to(tokens.x.dtype))
-    size = tokens.size[slots].index_add(0, target, tokens.size[folded])
-    position = tokens.position[slots].index_fill(0, target, -1)
+    share = weight[folded, None].to(tokens.x.dtype)
+    x = tokens.x.index_select(0, slots).index_fill_(0, rank[emptied], 0)  # [T', C]
+    x = x.index_add_(0, target, tokens.x.index_select(0, folded) * share)
+    before = tokens.size[slots]
+    size = before.index_add(0, target, tokens.size[folded] * ~stays[folded])
+    position = tokens.position[slots].masked_fill(size != before, -1)
     return Tokens(x, Spans.of(lengths, left), position, size, tokens.protected[slots], tokens.causal)
 
 

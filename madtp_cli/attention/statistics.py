@@ -40,13 +40,11 @@ class Visible:
         """Return the same of some of the spans."""
         return Visible(None if self.mask is None else self.mask[spans], self.causal, self.summary)
 
-    def summaries(self, spans: int, length: int, device: torch.device) -> Tensor:
-        """Return the place of every span's summary token: [b]."""
+    def place(self, length: int) -> int | Tensor:
+        """Return the place of the summary token in its span: one for all, or [b]."""
         if self.summary == "first":
-            return torch.zeros(spans, dtype=torch.int64, device=device)
-        if self.mask is None:
-            return torch.full((spans,), length - 1, device=device)
-        return self.mask.sum(1) - 1
+            return 0
+        return length - 1 if self.mask is None else self.mask.sum(1) - 1
 
     def hide(self, scores: Tensor, first: int) -> None:
         """Set what queries from the `first` on do not see to -inf, in place: scores [b, H, n, N]."""
@@ -83,9 +81,9 @@ def score_tokens(
             if out is None:
                 result[some, :, block] = torch.bmm(probability.flatten(0, 1), v_some).unflatten(0, (-1, heads))
             _count(probability, seen, first, row[some], received[some])
-    norm = vector_norm(result.float(), dim=-1)  # [b, H, N]
-    head_share = norm / norm.sum(1, keepdim=True).clamp_min(1e-12)
-    return result, (row.float() * head_share).sum(1), received
+    norm = vector_norm(result.transpose(1, 2).float(), dim=-1)  # [b, N, H], as the result lies in memory
+    weighted = (row.transpose(1, 2).float() * norm).sum(-1)
+    return result, weighted / norm.sum(-1).clamp_min(1e-12), received
 
 
 def _probability(q: Tensor, k: Tensor, visible: Visible, first: int, heads: int, memory: Tensor) -> Tensor:
@@ -100,14 +98,18 @@ def _probability(q: Tensor, k: Tensor, visible: Visible, first: int, heads: int,
 def _count(probability: Tensor, visible: Visible, first: int, row: Tensor, received: Tensor) -> None:
     """Add what a block of queries says: the summary token's row [b, H, N], and what tokens receive [b, N]."""
     spans, _, queries, length = probability.shape
-    device = probability.device
-    # The summary token's own query does not count in what a token receives, nor do queries that are padding.
-    place = visible.summaries(spans, length, device) - first  # [b]
-    query = torch.arange(queries, device=device)
-    is_summary = query == place[:, None]  # [b, n]
-    counts = ~is_summary if visible.mask is None else visible.mask[:, first : first + queries] & ~is_summary
     strongest = probability.amax(1).float()  # [b, n, N]
-    received += (strongest * counts[..., None]).sum(1)
-    summary = probability[torch.arange(spans, device=device), :, place.clamp(0, queries - 1)]  # [b, H, N]
-    here = ((place >= 0) & (place < queries))[:, None, None]
-    row.copy_(summary if queries == length else torch.where(here, summary, row))
+    if visible.mask is not None:
+        strongest *= visible.mask[:, first : first + queries, None]  # queries that are padding do not count
+    place = visible.place(length)
+    # Nor does the summary token's own query.
+    if isinstance(place, int):
+        if first <= place < first + queries:
+            row.copy_(probability[:, :, place - first])
+            strongest[:, place - first] = 0
+    else:
+        here = (place >= first) & (place < first + queries)
+        each, query = torch.arange(spans, device=place.device), (place - first).clamp(0, queries - 1)
+        row.copy_(torch.where(here[:, None, None], probability[each, :, query], row))
+        strongest[each, query] *= ~here[:, None]
+    received += strongest.sum(1)
