@@ -42,7 +42,7 @@ NO_ARITHMETIC = _names(
     """
     Int ScalarImplicit alias arange as_strided bitwise_and bitwise_not bitwise_or cat chunk clone contiguous copy detach
     empty empty_like empty_strided eq expand expand_as fill flatten full full_like gather ge gt index index_fill
-    index_put lift_fresh local_scalar_dense logical_and logical_not logical_or lt le masked_fill movedim narrow ne
+    index_put index_select lift_fresh local_scalar_dense logical_and logical_not logical_or lt le masked_fill movedim narrow ne
     new_empty new_full new_ones new_zeros nonzero ones ones_like pad permute repeat repeat_interleave reshape
     resolve_conj resolve_neg scalar_tensor scatter select size slice split split_with_sizes squeeze stack t to to_copy
     transpose tril type_as unbind unflatten unsafe_view unsqueeze view where zero zeros zeros_like __and__ __iand__
@@ -96,6 +96,7 @@ def fvcore_macs(model: nn.Module, *args: Any) -> Count:
                 "aten::scaled_dot_product_attention": _jit(_attention),
                 "aten::baddbmm": _jit(lambda shapes: prod(shapes[1]) * shapes[2][-1]),
                 "aten::index_add": _jit(_merge),
+                "aten::index_add_": _jit(_merge),
             }
         )
         operators = {name: int(macs) for name, macs in analysis.by_operator().items() if macs}
@@ -111,7 +112,8 @@ def fvcore_macs(model: nn.Module, *args: Any) -> Count:
 
 def torch_macs(model: nn.Module, *args: Any) -> Count:
     """Count one inference of model(*args) with torch's FlopCounterMode, attention split into its products."""
-    mapping = {torch.ops.aten.index_add: lambda x, dim, index, source, **_: 2 * _merge([x, [], index, source])}
+    operators = torch.ops.aten.index_add, torch.ops.aten.index_add_
+    mapping = {name: lambda x, dim, index, source, **_: 2 * _merge([x, [], index, source]) for name in operators}
     seen = _Recorder()
     with (
         _ready(model),
