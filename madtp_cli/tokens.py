@@ -6,7 +6,7 @@ K alignment tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -74,6 +74,16 @@ class Spans:
     def pick(self, rows: Sequence[int]) -> Spans:
         """Return the spans of the given samples, in that order; they may repeat and overlap."""
         return Spans(tuple(self.starts[r] for r in rows), tuple(self.lengths[r] for r in rows))
+
+    def parts(self, most: int) -> Iterator[slice]:
+        """Cut the samples into runs of at most `most` tokens; a longer sample is a run of its own."""
+        first = tokens = 0
+        for row, length in enumerate(self.lengths):
+            if row > first and tokens + length > most:
+                yield slice(first, row)
+                first, tokens = row, 0
+            tokens += length
+        yield slice(first, len(self))
 
     def start_index(self, device: torch.device) -> Tensor:
         """Return the index of every sample's first token, [B]."""
@@ -210,18 +220,12 @@ class Tokens:
 
     def split(self, most: int) -> list[Tokens]:
         """Cut the batch between samples into parts of at most `most` tokens; a longer sample is a part of its own."""
-        parts, first, begin, end = [], 0, 0, 0
-        for row, length in enumerate(self.spans.lengths):
-            if row > first and end + length - begin > most:
-                parts.append(self._part(first, row, begin, end))
-                first, begin = row, end
-            end += length
-        parts.append(self._part(first, len(self.spans), begin, end))
-        return parts
+        return [self._part(rows) for rows in self.spans.parts(most)]
 
-    def _part(self, first: int, last: int, begin: int, end: int) -> Tokens:
-        own = slice(begin, end)
-        spans = Spans.of(self.spans.lengths[first:last])
+    def _part(self, rows: slice) -> Tokens:
+        spans = Spans.of(self.spans.lengths[rows])
+        begin = self.spans.starts[rows][0]
+        own = slice(begin, begin + spans.total)
         return Tokens(self.x[own], spans, self.position[own], self.size[own], self.protected[own], self.causal)
 
     def first(self) -> Tensor:

@@ -101,7 +101,7 @@ def _count(probability: Tensor, visible: Visible, first: int, row: Tensor, recei
     strongest = probability.amax(1).float()  # [b, n, N]
     if visible.mask is not None:
         strongest *= visible.mask[:, first : first + queries, None]  # queries that are padding do not count
-    place = visible.place(length)
+    place = visible.place(int(length))  # a number also where fvcore traces it
     # Nor does the summary token's own query.
     if isinstance(place, int):
         if first <= place < first + queries:

@@ -6,7 +6,7 @@ nothing padded is ever read (HF's cross-attention ignores its mask), however rag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -16,6 +16,7 @@ from torch.nn.functional import gelu, pad
 from transformers.models.blip.configuration_blip import BlipTextConfig
 
 from madtp_cli.attention import Statistics, attend, attend_with_statistics, attention_of_rows
+from madtp_cli.models.tower import part_tokens
 from madtp_cli.tokens import Spans, Tokens
 
 
@@ -98,8 +99,11 @@ class TextContext:
     def read(self, part: Projections, side: Side, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Attend from tokens [T, C] to a side: what was read [T, C], and the probabilities [Q, H, N] if probed."""
         q = part.split(part.query(tokens.x))
-        k, v = self._keys_and_values(part, side)
         queries, keys = side.queries(tokens.spans)
+        once_in_order = keys == side.spans
+        if once_in_order and self.probe is None and self.memory is None and len(side.x) > part_tokens(side.x):
+            return torch.cat(list(_read_in_parts(part, side, q, queries))), None
+        k, v = self._keys_and_values(part, side)
         out = attend(q, k, v, queries, keys).flatten(1)
         if self.probe is None:
             return out, None
@@ -114,6 +118,16 @@ class TextContext:
         if self.memory is not None:
             self.memory[part] = found
         return found
+
+
+def _read_in_parts(part: Projections, side: Side, q: Tensor, queries: Spans) -> Iterator[Tensor]:
+    """Attend to as many images at a time as fit a CPU's caches, keys and values included: [t, C] each."""
+    for rows in side.spans.parts(part_tokens(side.x)):
+        mine, theirs = Spans.of(queries.lengths[rows]), Spans.of(side.spans.lengths[rows])
+        start, begin = queries.starts[rows][0], side.spans.starts[rows][0]
+        x = side.x[begin : begin + theirs.total]
+        k, v = part.split(part.key(x)), part.split(part.value(x))
+        yield attend(q[start : start + mine.total], k, v, mine, theirs).flatten(1)
 
 
 def _attention_of_all(q: Tensor, k: Tensor, queries: Spans, keys: Spans) -> Tensor:

@@ -6,10 +6,13 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers.models.blip.configuration_blip import BlipConfig
 
+from madtp_cli.attention import attend
+from madtp_cli.models import blip_text, tower
 from madtp_cli.models.blip import small_config
 from madtp_cli.models.blip_text import LanguageModel, Side, TextBlock, TextContext
 from madtp_cli.models.generation import decode
@@ -165,3 +168,29 @@ def test_memory_changes_nothing() -> None:
         kept = decode(decoder, ids, [2, 2, 2], TextContext((side,), memory=memory)).x
         torch.testing.assert_close(kept, decode(decoder, ids, [2, 2, 2], TextContext((side,))).x)
     assert len(memory) == 3
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 1, 2], [2, 0, 1, 0]], ids=["in order", "in any order"])
+def test_images_read_in_parts_are_read_whole(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same cross-attention in one piece, to rounding; only images that are read in order are cut."""
+    block = next(iter(LanguageModel(CONFIG.text_config, CONFIG.vision_config.hidden_size).bert.encoder.layer))
+    assert isinstance(block, TextBlock)
+    width = CONFIG.vision_config.hidden_size
+    generator = torch.Generator().manual_seed(0)
+    images = Tokens.pack(torch.randn(12, width, generator=generator), Spans.of([5, 3, 4]))
+    words = Spans.of([2, 3, 1, 4])
+    tokens = Tokens.pack(torch.randn(10, CONFIG.text_config.hidden_size, generator=generator), words)
+    context = TextContext((Side.of(images, rows),))
+    with torch.no_grad():
+        whole = block.finish(tokens, context)
+        monkeypatch.setattr(tower, "PART_ELEMENTS", 8 * width)
+        lengths: list[tuple[int, ...]] = []
+
+        def noted(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans) -> Tensor:
+            lengths.append(keys.lengths)
+            return attend(q, k, v, queries, keys)
+
+        monkeypatch.setattr(blip_text, "attend", noted)
+        parts = block.finish(tokens, context)
+    assert lengths == ([(5, 3), (4,)] if rows[0] == 0 else [(4, 5, 3, 5)])
+    torch.testing.assert_close(parts.x, whole.x)
