@@ -129,7 +129,7 @@ class Spans:
     def spread(self, values: Tensor) -> Tensor:
         """Give every token its sample's value: [B, ...] -> [T, ...]."""
         if self.uniform:
-            return values.repeat_interleave(self.lengths[0], 0, output_size=self.total)
+            return values[:, None].expand(-1, self.lengths[0], *values.shape[1:]).flatten(0, 1)
         return values[self.sample_index(values.device)]
 
     def softmax(self, values: Tensor) -> Tensor:

@@ -53,10 +53,10 @@ def fuse(keep: Tensor, weight: Tensor, tokens: Tokens) -> Selection:
     so nothing would be saved.
     """
     spans = tokens.spans
-    drop = ~(keep | tokens.protected)
-    kept = spans.sum((keep & ~tokens.protected).long())
-    prunes = (spans.sum(drop.long()) > 1) & (kept > 0)  # [B]
-    drop = drop & spans.spread(prunes)
+    free = ~tokens.protected
+    drop = free & ~keep
+    dropped, kept = spans.sum(torch.stack([drop, free & keep], 1).long()).unbind(1)
+    drop = drop & spans.spread((dropped > 1) & (kept > 0))
 
     here = torch.arange(spans.total, device=keep.device)
     if tokens.causal:
@@ -64,20 +64,20 @@ def fuse(keep: Tensor, weight: Tensor, tokens: Tokens) -> Selection:
     else:
         slot = spans.total - spans.max(torch.where(drop, spans.total - here, 0))  # [B] first dropped index
     into = torch.where(drop, spans.spread(slot), here)
-    weight = torch.where(drop, weight, torch.zeros_like(weight))
-    share = torch.where(drop, _share(weight, spans), torch.ones_like(weight))
+    share = torch.where(drop, _share(torch.where(drop, weight, 0.0), spans), 1.0)
     return Selection(into, share)
 
 
 def normalise(scores: Tensor, tokens: Tokens) -> Tensor:
-    """Scale scores [T] to sum to one over each sample's unprotected tokens; protected ones get zero."""
-    return _share(scores.masked_fill(tokens.protected, 0.0), tokens.spans)
+    """Scale scores [T, ...] to sum to one over each sample's unprotected tokens; protected ones get zero."""
+    protected = tokens.protected.view(-1, *[1] * (scores.dim() - 1))
+    return _share(scores.masked_fill(protected, 0.0), tokens.spans)
 
 
 def _share(scores: Tensor, spans: Spans) -> Tensor:
-    """Divide scores [T] by their sum over each sample, where it is not zero."""
-    total = spans.spread(spans.sum(scores))
-    return scores / torch.where(total == 0, 1, total)
+    """Divide scores [T, ...] by their sum over each sample, where it is not zero."""
+    total = spans.sum(scores)
+    return scores / spans.spread(torch.where(total == 0, 1, total))
 
 
 __all__ = ["Evidence", "Need", "Pruner", "Selection", "Spans", "fuse", "keep_share", "normalise"]

@@ -78,15 +78,16 @@ class Madtp:
         """Return TIS [T], the mean of class attention, attention received and alignment; zero for protected tokens."""
         assert evidence.statistics is not None
         tokens = evidence.tokens
-        received = normalise(evidence.statistics.received, tokens)
+        statistics = evidence.statistics
         guidance = strongest(logits)
         if self.variant == "normalised":
-            class_row = normalise(evidence.statistics.class_row, tokens)
+            both = normalise(torch.stack([statistics.class_row, statistics.received], 1), tokens).sum(1)
             guidance = tokens.spans.softmax(guidance.masked_fill(tokens.protected, float("-inf")))
         else:
-            class_row = evidence.statistics.class_row.masked_fill(tokens.protected, 0.0)
+            class_row = statistics.class_row.masked_fill(tokens.protected, 0.0)
+            both = class_row + normalise(statistics.received, tokens)
             guidance = normalise(guidance, tokens)
-        return (class_row + received + guidance) / 3
+        return (both + guidance) / 3
 
     def threshold(self, scores: Tensor, logits: Tensor, tokens: Tokens, strength: float) -> Tensor:
         """Return m * theta [B] with theta the least, over alignment tokens, of the scores' softmax-weighted mean."""
