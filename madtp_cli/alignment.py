@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
 
-from madtp_cli.tokens import Tokens
+from madtp_cli.tokens import Spans
 
 Projection = Literal["shared", "per_layer", "none"]
 
@@ -40,7 +40,7 @@ class Alignment(nn.Module):
                 )
             count = {"shared": 1, "per_layer": layers, "none": 0}[projection]
             self.maps[tower] = nn.ModuleList(nn.Linear(width, dim) for _ in range(count))
-        self._folded: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._folded: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
         self.register_load_state_dict_post_hook(_fold_again)
 
     @torch.no_grad()
@@ -68,42 +68,122 @@ class Alignment(nn.Module):
         self.fold()
         return self
 
-    def logits(self, x: Tensor, tower: str, layer: int) -> Tensor:
-        """Compare tokens x [T, C] with every alignment token: raw logits [T, K]."""
-        if self.projection == "none":
-            return linear(x, self.tokens)
-        folded = None if torch.is_grad_enabled() else self._folded.get((tower, self._index(layer)))
-        return linear(x, *(folded or self._fold(tower, layer)))
+    def tower(self, name: str) -> TowerAlignment:
+        """Return what one pass through a tower compares its tokens with."""
+        return TowerAlignment(self, name)
 
-    def aligned(self, tokens: Tokens, logits: Tensor, tower: str, layer: int) -> Tensor:
-        """Pool each sample's tokens but its first by their logits [T, K]: aligned features F [B, K, d].
-
-        The first one alone is left out, as published; CLIP's protected end of text has its say.
-        """
-        spans = tokens.spans
-        logits = logits.float().masked_fill((tokens.position == 0)[:, None], float("-inf"))
-        share = spans.softmax(logits / self.dim**0.5)  # [T, K]
-        pooled = spans.pad(share).transpose(1, 2) @ spans.pad(tokens.x).float()  # [B, K, C]
-        linear_map = self._map(tower, layer)
-        return pooled if linear_map is None else linear_map(pooled.to(linear_map.weight.dtype)).float()
-
-    def _map(self, tower: str, layer: int) -> nn.Linear | None:
+    def map_of(self, tower: str, layer: int) -> nn.Linear | None:
+        """Return the map of a layer's tokens into the alignment space, None where there is none."""
         maps = self.maps[tower]
         assert isinstance(maps, nn.ModuleList)
         if not len(maps):
             return None
-        chosen = maps[self._index(layer)]
+        chosen = maps[self.index_of(layer)]
         assert isinstance(chosen, nn.Linear)
         return chosen
 
-    def _index(self, layer: int) -> int:
+    def index_of(self, layer: int) -> int:
+        """Return which of a tower's maps is a layer's."""
         return layer if self.projection == "per_layer" else 0
 
-    def _fold(self, tower: str, layer: int) -> tuple[Tensor, Tensor]:
-        """Return E W [K, C] and E b [K]."""
-        linear_map = self._map(tower, layer)
-        assert linear_map is not None
+    def folded(self, tower: str, layer: int) -> tuple[Tensor, Tensor | None]:
+        """Return E W [K, C] and E b [K]: those at hand where no gradient is asked for."""
+        kept = None if torch.is_grad_enabled() else self._folded.get((tower, self.index_of(layer)))
+        return kept or self._fold(tower, layer)
+
+    def _fold(self, tower: str, layer: int) -> tuple[Tensor, Tensor | None]:
+        linear_map = self.map_of(tower, layer)
+        if linear_map is None:
+            return self.tokens, None
         return self.tokens @ linear_map.weight, self.tokens @ linear_map.bias
+
+
+class TowerAlignment:
+    """One pass through a tower: maps that its layers share are folded once, and their features are mapped once."""
+
+    def __init__(self, alignment: Alignment, tower: str) -> None:
+        self._alignment = alignment
+        self._tower = tower
+        self._folded: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def logits(self, x: Tensor, layer: int) -> Tensor:
+        """Compare a layer's tokens x [T, C] with every alignment token: raw logits [T, K]."""
+        index = self._alignment.index_of(layer)
+        if index not in self._folded:
+            self._folded[index] = self._alignment.folded(self._tower, layer)
+        return linear(x, *self._folded[index])
+
+    def pooled(self, x: Tensor, spans: Spans, logits: Tensor) -> Tensor:
+        """Pool each sample's tokens x [T, C] but its first by their logits [T, K]: [B, K, C] in float32 or better.
+
+        The first one alone is left out, as published; CLIP's protected end of text has its say.
+        """
+        found: Tensor = _Pool.apply(x, logits, spans, self._alignment.dim**-0.5)
+        return found
+
+    def aligned(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Map what was pooled in every layer, from the first one on, and sum it: aligned features F [B, K, d]."""
+        if self._alignment.projection == "per_layer":
+            return torch.stack([self._mapped(each, layer) for layer, each in enumerate(pooled)]).sum(0)
+        # Layers share their map, if there is one: their sum goes through it, and its bias counts once per layer.
+        total = torch.stack(tuple(pooled)).sum(0)
+        return self._mapped(total, 0, times=len(pooled))
+
+    def _mapped(self, pooled: Tensor, layer: int, times: int = 1) -> Tensor:
+        linear_map = self._alignment.map_of(self._tower, layer)
+        if linear_map is None:
+            return pooled
+        return linear(pooled.to(linear_map.weight.dtype), linear_map.weight, times * linear_map.bias).float()
+
+
+class _Pool(torch.autograd.Function):
+    """Sum tokens x [T, C] weighted by the softmax, over each sample's tokens but its first, of scaled logits [T, K].
+
+    By hand, because step by step every layer would write and keep several more tensors of the tokens' size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, logits: Tensor, spans: Spans, scale: float) -> Tensor:
+        """Return [B, K, C] in float32 or better, in which the softmax is computed."""
+        ctx.spans, ctx.scale, ctx.dtype = spans, scale, logits.dtype
+        exact = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = _rectangle(logits, spans).to(exact) * scale  # [B, N, K]
+            if not spans.equal:
+                _, real = spans.rectangle(x.device)
+                scores.masked_fill_(~real[..., None], float("-inf"))
+            scores[:, 0] = float("-inf")
+            share = scores.softmax(1).to(x.dtype)
+            ctx.save_for_backward(x, share)
+            return (share.transpose(1, 2) @ _rectangle(x, spans)).to(exact)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Return the gradients of x and logits."""
+        x, share = ctx.saved_tensors
+        gradient = gradients[0].to(x.dtype)
+        by_share = (_rectangle(x, ctx.spans) @ gradient.transpose(1, 2)).to(torch.promote_types(x.dtype, torch.float32))
+        by_share = by_share.mul_(share)  # [B, N, K]
+        by_scores = by_share.sub_(share * by_share.sum(1, keepdim=True)).mul_(ctx.scale)
+        by_x = share @ gradient  # [B, N, C]
+        return _packed(by_x, ctx.spans), _packed(by_scores.to(ctx.dtype), ctx.spans), None, None
+
+
+def _rectangle(values: Tensor, spans: Spans) -> Tensor:
+    """Lay values [T, ...] of samples out side by side, [B, longest, ...]; beyond a sample's end there is anything."""
+    if spans.uniform:
+        return values.unflatten(0, (len(spans), -1))
+    index, _ = spans.rectangle(values.device)
+    return values[index]
+
+
+def _packed(values: Tensor, spans: Spans) -> Tensor:
+    """Take the samples' values [B, longest, ...] back: [T, ...]."""
+    if spans.uniform:
+        return values.flatten(0, 1)
+    before = spans.spread(spans.start_index(values.device))
+    place = torch.arange(spans.total, device=values.device) - before
+    return values[spans.sample_index(values.device), place]
 
 
 def _fold_again(module: nn.Module, _: object) -> None:

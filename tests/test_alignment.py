@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -30,6 +31,28 @@ def _unfolded(module: Alignment, x: Tensor, tower: str, layer: int) -> Tensor:
     return (x if index is None else maps[index](x)) @ module.tokens.T
 
 
+def _features(module: Alignment, layers: Sequence[Tokens]) -> Tensor:
+    """Return the aligned features of some layers of the vision tower, the first ones."""
+    guide = module.tower("vision")
+    each = [guide.pooled(tokens.x, tokens.spans, guide.logits(tokens.x, row)) for row, tokens in enumerate(layers)]
+    return guide.aligned(each)
+
+
+def _plain_features(module: Alignment, layers: Sequence[Tokens]) -> Tensor:
+    """Return the same by a loop over layers and samples."""
+    maps = module.maps["vision"]
+    assert isinstance(maps, nn.ModuleList)
+    total = []
+    for layer, tokens in enumerate(layers):
+        rows = []
+        for x in tokens.x.split(list(tokens.spans.lengths)):
+            q = x[1:] if module.projection == "none" else maps[layer if module.projection == "per_layer" else 0](x[1:])
+            share = (q @ module.tokens.T / DIM**0.5).softmax(0).T  # [K, N]
+            rows.append(share @ q)
+        total.append(torch.stack(rows))
+    return torch.stack(total).sum(0).float()
+
+
 def _assert_fresh(module: Alignment) -> None:
     """Check the logits of every layer against the unfolded ones, with and without gradient."""
     for tower, (layers, width) in TOWERS.items():
@@ -39,7 +62,7 @@ def _assert_fresh(module: Alignment) -> None:
             for grad in (False, True):
                 with torch.set_grad_enabled(grad):
                     torch.testing.assert_close(
-                        module.logits(x, tower, layer), _unfolded(module, x, tower, layer), atol=1e-5, rtol=1e-5
+                        module.tower(tower).logits(x, layer), _unfolded(module, x, tower, layer), atol=1e-5, rtol=1e-5
                     )
 
 
@@ -74,7 +97,7 @@ def test_entering_eval_mode_folds_the_weights_of_that_moment(projection: Project
     _assert_fresh(module)
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
-    module.logits(torch.randn(4, 12), "vision", 0).sum().backward()
+    module.tower("vision").logits(torch.randn(4, 12), 0).sum().backward()
     optimizer.step()
     _assert_fresh(module)
     _assert_fresh(module.eval())
@@ -112,7 +135,8 @@ def test_weights_written_by_hand_are_seen_with_gradient_at_once_and_else_after_f
     with torch.no_grad():
         module.tokens.mul_(-2)
     x = torch.randn(4, 12)
-    torch.testing.assert_close(module.logits(x, "vision", 1), _unfolded(module, x, "vision", 1), atol=1e-5, rtol=1e-5)
+    logits = module.tower("vision").logits(x, 1)
+    torch.testing.assert_close(logits, _unfolded(module, x, "vision", 1), atol=1e-5, rtol=1e-5)
     module.fold()
     _assert_fresh(module)
 
@@ -130,7 +154,7 @@ def test_logits_teach_tokens_and_maps(projection: Projection) -> None:
     module = _module(projection)
     x = torch.randn(4, 12)
     parameters = [p for n, p in module.named_parameters() if "text" not in n and ".1." not in n and ".2." not in n]
-    ours = torch.autograd.grad(module.logits(x, "vision", 0).square().sum(), parameters)
+    ours = torch.autograd.grad(module.tower("vision").logits(x, 0).square().sum(), parameters)
     theirs = torch.autograd.grad(_unfolded(module, x, "vision", 0).square().sum(), parameters)
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-4)
@@ -141,18 +165,15 @@ def test_logits_teach_tokens_and_maps(projection: Projection) -> None:
 def test_aligned_features_pool_projected_tokens_without_the_class_token(
     projection: Projection, lengths: list[int]
 ) -> None:
-    """softmax over a sample's other tokens of Z^T / sqrt(d), times W x + b (method.md section 2), per sample."""
+    """softmax over a sample's other tokens of Z^T / sqrt(d), times W x + b (method.md section 2), layers summed."""
     module = _module(projection)
     width = DIM if projection == "none" else 12
     tokens = Tokens.pack(torch.randn(sum(lengths), width), Spans.of(lengths))
-    out = module.aligned(tokens, module.logits(tokens.x, "vision", 2), "vision", 2)
+    layers = [tokens, tokens.with_x(-tokens.x)]
+    out = _features(module, layers)
     assert out.shape == (len(lengths), K, DIM)
-    maps = module.maps["vision"]
-    assert isinstance(maps, nn.ModuleList)
-    for row, x in enumerate(tokens.x.split(lengths)):
-        q = x[1:] if projection == "none" else maps[2 if projection == "per_layer" else 0](x[1:])
-        share = (q @ module.tokens.T / DIM**0.5).softmax(0).T  # [K, N]
-        torch.testing.assert_close(out[row], share @ q, atol=1e-5, rtol=1e-5)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, _plain_features(module, layers), atol=1e-5, rtol=1e-5)
 
 
 def test_a_protected_last_token_has_its_say_in_the_aligned_features() -> None:
@@ -161,10 +182,55 @@ def test_a_protected_last_token_has_its_say_in_the_aligned_features() -> None:
     x = torch.randn(7, 12)
     ends = torch.tensor([True, False, False, True, True, False, True])
     found = [
-        module.aligned(tokens, module.logits(x, "vision", 0), "vision", 0)
-        for tokens in (Tokens.pack(x, spans), Tokens.pack(x, spans, ends, causal=True))
+        _features(module, [tokens]) for tokens in (Tokens.pack(x, spans), Tokens.pack(x, spans, ends, causal=True))
     ]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("projection", ["shared", "per_layer", "none"])
+@pytest.mark.parametrize("lengths", [[4, 4], [3, 6, 2]], ids=["uniform", "ragged"])
+def test_aligned_features_teach_tokens_maps_and_states(projection: Projection, lengths: list[int]) -> None:
+    """Gradients of every parameter and of the tokens equal those of the plain loops, in float64."""
+    module = _module(projection).double()
+    width = DIM if projection == "none" else 12
+    states = [torch.randn(sum(lengths), width, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    layers = [Tokens.pack(x, Spans.of(lengths)) for x in states]
+    taught = [*states, *(p for name, p in module.named_parameters() if "text" not in name and ".2." not in name)]
+    weight = torch.randn(len(lengths), K, DIM)
+    ours = torch.autograd.grad((weight * _features(module, layers)).sum(), taught)
+    theirs = torch.autograd.grad((weight * _plain_features(module, layers)).sum(), taught)
+    assert any(gradient.abs().max() > 0.1 for gradient in ours)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_of_pooling_is_that_of_finite_differences() -> None:
+    """torch's gradcheck in float64, of tokens and logits that do not depend on each other."""
+    x, logits = (torch.randn(9, n, dtype=torch.float64, requires_grad=True) for n in (3, 2))
+    pooled = _module().tower("vision").pooled
+    for spans in (Spans.of([3, 3, 3]), Spans.of([2, 5, 2])):
+        assert torch.autograd.gradcheck(lambda a, b, spans=spans: pooled(a, spans, b), (x, logits))
+
+
+@pytest.mark.parametrize(("projection", "folds"), [("shared", 1), ("per_layer", 3), ("none", 0)])
+def test_one_pass_folds_each_map_once_and_the_next_one_again(
+    projection: Projection, folds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, in training: three layers through one map fold it once, and so does the next pass."""
+    module, counted = _module(projection), []
+    fold = module._fold
+
+    def count(tower: str, layer: int) -> tuple[Tensor, Tensor | None]:
+        counted.append(module.map_of(tower, layer))
+        return fold(tower, layer)
+
+    monkeypatch.setattr(module, "_fold", count)
+    x = torch.randn(4, DIM if projection == "none" else 12)
+    for passes in (1, 2):
+        guide = module.tower("vision")
+        for layer in range(3):
+            guide.logits(x, layer)
+        assert sum(each is not None for each in counted) == passes * folds
 
 
 def test_guidance_of_a_token_is_its_best_match() -> None:

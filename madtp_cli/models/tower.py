@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from madtp_cli.alignment import Alignment, strongest
+from madtp_cli.alignment import Alignment, TowerAlignment, strongest
 from madtp_cli.attention import Statistics
 from madtp_cli.pruning import Evidence, Pruner
 from madtp_cli.tokens import Spans, Tokens, compact
@@ -95,32 +95,34 @@ def run_tower(
     """Run the blocks over packed tokens and prune where the plan says.
 
     `learn` also computes the guidance and the aligned features of every layer, which only training needs. A strength of
-    zero prunes nothing and costs nothing. Where samples have nothing to do with each other, they run in parts small
+    zero prunes nothing and costs nothing, but where gradient flows guidance is computed all the same, to be taught from
+    the first step on. Where samples have nothing to do with each other, they run in parts small
     enough for a CPU's caches.
     """
-    layers = plan.layers.get(tower, frozenset()) if plan and strength > 0 else frozenset()
+    planned = plan.layers.get(tower, frozenset()) if plan else frozenset()
+    layers = planned if strength > 0 else frozenset()
+    guided = planned if plan and "guidance" in plan.pruner.needs and torch.is_grad_enabled() else frozenset()
+    guide = None if alignment is None else alignment.tower(tower)
     couples = bool(layers and plan and plan.pruner.couples)
-    most = _part_tokens(tokens) if context is None and not learn and not couples else tokens.spans.total
+    most = part_tokens(tokens.x) if context is None and not learn and not couples else tokens.spans.total
     parts = tokens.split(most)
     trace: list[LayerTrace] = []
-    aligned: Tensor | None = None
+    pooled: list[Tensor] = []  # [B, K, C] of every layer
     for layer, block in enumerate(blocks):
         pruner = plan.pruner if plan and layer in layers else None
-        step = _Step(tower, layer, pruner, strength, alignment, learn)
+        step: _Step[Context] = _Step(tower, layer, pruner, strength, guide, learn, layer in guided)
         done = [step.run(block, part, context) for part in parts]
         trace.append(LayerTrace.join([each.trace for each in done]))
-        if learn:
-            pooled = done[0].aligned
-            aligned = pooled if aligned is None or pooled is None else aligned + pooled
+        pooled += [each.pooled for each in done if each.pooled is not None]
         parts = _fewer([each.tokens for each in done], most)
-    return TowerOutput(Tokens.join(parts), tuple(trace), aligned)
+    return TowerOutput(Tokens.join(parts), tuple(trace), guide.aligned(pooled) if guide and pooled else None)
 
 
 @dataclass(frozen=True)
 class _Done:
     tokens: Tokens
     trace: LayerTrace
-    aligned: Tensor | None
+    pooled: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,17 @@ class _Step(Generic[Context]):
     layer: int
     pruner: Pruner | None
     strength: float
-    alignment: Alignment | None
+    guide: TowerAlignment | None
     learn: bool
+    guided: bool
 
     def run(self, block: Block[Context], tokens: Tokens, context: Context) -> _Done:
         """Attend, prune and finish."""
-        pruner, aligned, logits = self.pruner, None, None  # logits [T, K]
-        if self.alignment is not None and (self.learn or (pruner and "guidance" in pruner.needs)):
-            logits = self.alignment.logits(tokens.x, self.tower, self.layer)
+        pruner, pooled, logits = self.pruner, None, None  # logits [T, K]
+        if self.guide is not None and (self.learn or self.guided or (pruner and "guidance" in pruner.needs)):
+            logits = self.guide.logits(tokens.x, self.layer)
             if self.learn:
-                aligned = self.alignment.aligned(tokens, logits, self.tower, self.layer)
+                pooled = self.guide.pooled(tokens.x, tokens.spans, logits)
         entering = tokens
         tokens, statistics = block.attend(tokens, statistics=pruner is not None and "statistics" in pruner.needs)
         if pruner:
@@ -156,14 +159,14 @@ class _Step(Generic[Context]):
             prunes=pruner is not None,
             guidance=None if logits is None else strongest(logits),
         )
-        return _Done(block.finish(tokens, context), trace, aligned)
+        return _Done(block.finish(tokens, context), trace, pooled)
 
 
-def _part_tokens(tokens: Tokens) -> int:
-    """Return the most tokens to run at a time: all, but in inference on a CPU."""
-    if tokens.x.device.type != "cpu" or torch.is_grad_enabled():
-        return tokens.spans.total
-    return PART_ELEMENTS // tokens.x.shape[1]
+def part_tokens(x: Tensor) -> int:
+    """Return the most of the tokens x [T, C] to run at a time: all, but in inference on a CPU."""
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return len(x)
+    return PART_ELEMENTS // x.shape[1]
 
 
 def _fewer(parts: Sequence[Tokens], most: int) -> list[Tokens]:

@@ -105,7 +105,7 @@ def test_a_method_sees_the_tokens_after_attention() -> None:
 
 def _logits(alignment: Alignment, value: float, count: int) -> Tensor:
     with torch.no_grad():
-        return alignment.logits(torch.full((count, 2), value), "here", 0)
+        return alignment.tower("here").logits(torch.full((count, 2), value), 0)
 
 
 def test_guidance_compares_the_input_of_a_block() -> None:
@@ -124,6 +124,19 @@ def test_guidance_compares_the_input_of_a_block() -> None:
     torch.testing.assert_close(found.detach(), _logits(alignment, 11.0, 12).amax(-1))
 
 
+@pytest.mark.parametrize("needs", [{"guidance"}, set()], ids=str)
+def test_where_gradient_flows_guidance_is_there_before_anything_is_pruned(needs: set[Need]) -> None:
+    """At strength 0 the planned layer has guidance to teach, if its method reads any, and without gradient nothing."""
+    alignment, method = Alignment(3, 4, {"here": (4, 2)}), Halve(needs=frozenset(needs))
+    for gradient in (True, False):
+        with torch.set_grad_enabled(gradient):
+            output, _, _ = _run(method, {1}, alignment=alignment, strength=0.0)
+        guided = [trace.layer for trace in output.trace if trace.guidance is not None]
+        assert guided == ([1] if gradient and needs else [])
+    assert method.seen == []
+    assert output.aligned is None
+
+
 def test_learning_sums_aligned_features_over_layers() -> None:
     """All tokens of a layer are equal, so its features are W x + b: summed by hand over inputs 0, 11, 22 and 33."""
     alignment = Alignment(3, 4, {"here": (4, 2)}, "per_layer")
@@ -134,7 +147,7 @@ def test_learning_sums_aligned_features_over_layers() -> None:
     assert isinstance(expected, Tensor)
     torch.testing.assert_close(output.aligned, expected.expand(2, 3, 4))
     for layer, trace in enumerate(output.trace):
-        logits = alignment.logits(torch.full((12, 2), 11.0 * layer), "here", layer)
+        logits = alignment.tower("here").logits(torch.full((12, 2), 11.0 * layer), layer)
         assert trace.guidance is not None
         torch.testing.assert_close(trace.guidance, logits.amax(-1))
 
