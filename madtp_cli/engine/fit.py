@@ -26,6 +26,7 @@ from madtp_cli.budget import BudgetController
 from madtp_cli.data.batch import Split
 from madtp_cli.engine.evaluate import Evaluation, evaluate
 from madtp_cli.engine.optimizers import OptimizerName, make_optimizers
+from madtp_cli.engine.prefetch import Prefetch
 from madtp_cli.engine.resume import METRICS, StopRequest, load_state, save_state
 from madtp_cli.engine.step import StepOutput, TrainingStep
 from madtp_cli.errors import Interrupted, MadtpError
@@ -118,9 +119,12 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
     began = time.monotonic() - run.seconds
     module.train()
     # Line by line, so that the log is never behind a saved state.
-    with StopRequest(progress.message) as stop, (job.folder / METRICS).open("a", encoding="utf-8", buffering=1) as log:
-        while run.step < settings.steps:
-            batch = job.train.batch(run.step * settings.batch_size, settings.batch_size)
+    with (
+        StopRequest(progress.message) as stop,
+        (job.folder / METRICS).open("a", encoding="utf-8", buffering=1) as log,
+        _batches(job, run.step) as batches,
+    ):
+        for batch in batches:
             run.step += 1
             if batch.samples:  # none where every image of it was broken, and tolerated
                 rate = float(schedulers[-1].get_last_lr()[0])  # of this step: stepping moves on to the next one's
@@ -134,6 +138,7 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
                 if run.step % settings.log_every == 0 or run.step == settings.steps:
                     log.write(metrics_line(report) + "\n")
             if run.step % settings.validate_every == 0 or run.step == settings.steps:
+                batches.rest()  # the splits may share a tokenizer or a table
                 _validate(job, run, progress)
                 strength = job.step.student.strength
                 log.write(json.dumps({"step": run.step, "validation": run.validation, "strength": strength}) + "\n")
@@ -150,6 +155,12 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
         _save(job, accelerator, run)  # nothing was trained, but what follows may be interrupted too
     _restore_best(job, run)
     return run
+
+
+def _batches(job: Job, first: int) -> Prefetch[Any]:
+    """Read the batches of all steps from one on; each is a function of its step, so a resumed run gets the same."""
+    size = job.settings.batch_size
+    return Prefetch(lambda step: job.train.batch(step * size, size), range(first, job.settings.steps))
 
 
 def _update(

@@ -7,7 +7,10 @@ import json
 import math
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -33,6 +36,7 @@ from madtp_cli.engine.fit import (
     make_accelerator,
 )
 from madtp_cli.engine.losses import LossWeights
+from madtp_cli.engine.prefetch import Prefetch
 from madtp_cli.engine.resume import METRICS, STATE
 from madtp_cli.engine.step import TrainingStep
 from madtp_cli.engine.tasks.nlvr2 import Metric, Nlvr2
@@ -130,10 +134,11 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
-def interrupt_at(batch: int) -> Callable[[int], None]:
-    """Press Ctrl-C while a batch, counted from 0, is read."""
-    reads = count()
-    return lambda start: os.kill(os.getpid(), signal.SIGINT) if next(reads) == batch else None
+def interrupt_at(job: Job, step: int) -> Job:
+    """Press Ctrl-C while a step, counted from 1, is taken."""
+    steps = count(1)
+    job.step.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if next(steps) == step else None)
+    return job
 
 
 # Schedule and set-up -----------------------------------------------------------------------------------------
@@ -332,7 +337,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(goal: float | None, tmp_
 
     halves = tmp_path / "halves"
     with pytest.raises(Interrupted) as caught:
-        run(make_job(halves, settings, goal=goal, read=interrupt_at(4)))
+        run(interrupt_at(make_job(halves, settings, goal=goal), 5))
     assert caught.value.exit_code == 130
     assert str(caught.value) == f"stopped at step 5 of 9; the state is saved in {halves}, go on with --resume"
     assert (halves / STATE).is_dir()
@@ -347,6 +352,60 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(goal: float | None, tmp_
         for folder in (tmp_path / "whole", halves)
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("leave", ["end", "stop", "error"])
+def test_no_thread_outlives_a_run(leave: str, tmp_path: Path) -> None:
+    """However it ends: by itself, by Ctrl-C, or by an error of the data while a step is taken."""
+    before = set(threading.enumerate())
+
+    def fail(start: int) -> None:
+        if leave == "error" and start == 2 * 8:
+            raise SourceError("gone")
+
+    job = make_job(tmp_path, read=fail)
+    with suppress(Interrupted, SourceError):
+        run(interrupt_at(job, 2) if leave == "stop" else job)
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_batch_that_cannot_be_read_ends_the_run_at_its_own_step(tmp_path: Path) -> None:
+    """The third batch is asked for while the second step is taken, which still counts."""
+
+    def fail(start: int) -> None:
+        if start == 2 * 8:
+            raise SourceError("gone")
+
+    with pytest.raises(SourceError, match="gone"):
+        run(make_job(tmp_path, read=fail))
+    assert [entry["step"] for entry in log_of(tmp_path)] == [1, 2, 2]
+
+
+def test_nothing_is_read_while_a_validation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that takes until the loop rests, and a little longer, is read before the validation is."""
+    resting = threading.Event()
+    order: list[str] = []
+    rest = Prefetch.rest
+
+    def resting_seen(batches: Prefetch[Any]) -> None:
+        resting.set()
+        rest(batches)
+
+    class Validation(ShapesPairs):
+        def batch(self, start: int, size: int) -> PairBatch:
+            order.append("validation")
+            return super().batch(start, size)
+
+    def read(start: int) -> None:
+        if start == 8:
+            assert resting.wait(60)
+            time.sleep(0.05)
+        order.append("training")
+
+    monkeypatch.setattr(Prefetch, "rest", resting_seen)
+    job = make_job(tmp_path, replace(SETTINGS, steps=2, validate_every=1), read=read)
+    run(replace(job, validation=Validation("validation", 8)))
+    assert order == ["training", "training", "validation", "validation"]
 
 
 def test_a_run_that_was_killed_repeats_what_was_not_saved(tmp_path: Path) -> None:
