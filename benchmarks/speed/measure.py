@@ -16,7 +16,7 @@ from madtp_cli.models.base import PrunedModel
 
 DENSE, PRUNED, EAGER = "ours dense", "ours pruned", "HF eager"
 ROUNDS = 3
-COMPACTION_CALLS = 8  # at batch 1; a call holds dozens of compactions
+COMPACTION_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def time_subject(
         name, pruned = _name(schedule), at_strength(model, schedule.strength)
         calls[name] = _call(pruned, inputs)
         calls[_given(name)] = _call(with_given_selections(pruned, inputs), inputs)
-        compaction[name] = compaction_share(pruned, inputs, max(1, COMPACTION_CALLS // setting.batch_size))
+        compaction[name] = compaction_share(pruned, inputs, COMPACTION_CALLS)
     timed = _time(calls, setting, seconds)
     dense_macs = 1e9 * model.dense_gmacs([subject.words])
     macs = {_name(schedule): schedule.macs for schedule in schedules}

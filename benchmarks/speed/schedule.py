@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -158,15 +160,16 @@ class _Stopwatch:
 
 @torch.inference_mode()
 def compaction_share(model: PrunedModel, inputs: Inputs, calls: int) -> float:
-    """Return the share of a forward pass's time that goes into `compact`, over so many passes."""
-    whole, within = _Stopwatch(inputs.images.device), _Stopwatch(inputs.images.device)
+    """Return the share of a forward pass's time that goes into `compact`: the median of so many passes."""
+    shares = []
+    for _ in range(calls):
+        whole, within = _Stopwatch(inputs.images.device), _Stopwatch(inputs.images.device)
+        with patch("madtp_cli.models.tower.compact", partial(_timed_compact, within)), whole.running():
+            model(**inputs.packed())
+        shares.append(within.seconds() / whole.seconds())
+    return median(shares)
 
-    def timed(*args: Any, **options: Any) -> Any:
-        with within.running():
-            return compact(*args, **options)
 
-    with patch("madtp_cli.models.tower.compact", timed):
-        for _ in range(calls):
-            with whole.running():
-                model(**inputs.packed())
-    return within.seconds() / whole.seconds()
+def _timed_compact(watch: _Stopwatch, *args: Any, **options: Any) -> Any:
+    with watch.running():
+        return compact(*args, **options)
