@@ -85,6 +85,12 @@ class Recipe(Section):
         if self.model.checkpoint is None and self.training.teacher:
             text = "training.teacher needs a dense model.checkpoint to learn from; set it to false"
             faults.append((("training", "teacher"), text))
+        if self.distillation.cache and self.task == "retrieval":
+            text = (
+                "distillation.cache keeps what the dense model says of each sample alone, but in task retrieval it "
+                "compares the samples of a batch with each other; set it to false"
+            )
+            faults.append((("distillation", "cache"), text))
         if shape is not None and self.data.image_size is not None and self.data.image_size % shape.patch_size:
             text = f"data.image_size {self.data.image_size} is not a multiple of patch_size {shape.patch_size}"
             faults.append((("data", "image_size"), text))

@@ -328,6 +328,9 @@ class DistillationSection(Section):
     temperature: Positive = Field(2.0, description="softening of both answers")
     guidance: NotNegative = Field(1.0, description="weight of the KL from the dense text-to-image attention")
     features: NotNegative = Field(0.0, description="weight of the distance to the dense model's features")
+    cache: bool = Field(
+        False, description="ask the dense model once about each sample, and keep what it says on disk while training"
+    )
 
 
 class AuxiliarySection(Section):

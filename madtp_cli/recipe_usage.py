@@ -60,6 +60,7 @@ READ_BY: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "inference.min_length": ("captions and written answers", _writes),
     "inference.max_length": ("captions and written answers", _writes),
     "inference.prompt": ("captions of files", lambda recipe: recipe.task == "caption" and _files(recipe)),
+    "distillation.cache": ("runs with training.teacher", lambda recipe: recipe.training.teacher),
     "training.label_smoothing": ("tasks vqa and caption", _task("vqa", "caption")),
     "model.tokenizer": ("checkpoints", _opens),
     "model.config.merge_from": ("task nlvr2", _task("nlvr2")),

@@ -188,6 +188,15 @@ def test_files_that_cannot_be_are_told_by_their_key(files: str, messages: list[s
     assert faults(write(GOOD), "task=caption", change) == [f"--set {change}: {message}" for message in messages]
 
 
+def test_a_cache_is_for_tasks_whose_samples_do_not_meet(write: Write) -> None:
+    told = (
+        "--set distillation.cache=true: distillation.cache keeps what the dense model says of each sample alone, but "
+        "in task retrieval it compares the samples of a batch with each other; set it to false"
+    )
+    assert faults(write(GOOD), "distillation.cache=true", "task=retrieval") == [told]
+    assert load_recipe(write(GOOD), ["distillation.cache=true"]).distillation.cache
+
+
 # What nothing reads ------------------------------------------------------------------------------------------
 
 
@@ -202,13 +211,15 @@ def test_files_that_cannot_be_are_told_by_their_key(files: str, messages: list[s
         ("data.columns={image: picture}", "data.name custom"),
         ("training.label_smoothing=0.1", "tasks vqa and caption"),
         ("model.config.eos_token_id=2", "family clip"),
+        ("distillation.cache=true", "runs with training.teacher"),
     ],
 )
 def test_a_setting_that_does_nothing_is_refused(change: str, reader: str, write: Write) -> None:
     """GOOD is nlvr2 on shapes: strict means that no key is without effect."""
     key = change.partition("=")[0]
     told = f"--set {change}: {key} is read by {reader} only, so it does nothing here; remove it"
-    assert faults(write(GOOD), change) == [told]
+    setting = ["training.teacher=false"] if key == "distillation.cache" else []
+    assert faults(write(GOOD), change, *setting) == [told]
 
 
 def test_a_default_spelled_out_is_no_fault(write: Write) -> None:

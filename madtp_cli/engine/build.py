@@ -262,6 +262,12 @@ def fit_settings(recipe: Recipe, device: torch.device, samples: int, *, resumabl
     steps = training.steps
     if steps is None:
         steps = max(1, round((training.epochs or 0) * (samples // training.batch_size)))
+    if recipe.distillation.cache and steps * training.batch_size <= samples:
+        raise RecipeError(
+            f"{recipe.where('distillation.cache')}: distillation.cache keeps what the dense model says of a sample for "
+            f"the next epoch, but {steps:,} steps of {training.batch_size} samples read none of the {samples:,} "
+            "training samples twice; train longer, or set it to false"
+        )
     return FitSettings(
         steps=steps,
         batch_size=training.batch_size,

@@ -25,28 +25,41 @@ class LossWeights:
     features: float = 0.0
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the losses compare a student with: logits [R, n] each, states [S, C], and the guidance target [I, N].
+
+    What no loss asks for is left out.
+    """
+
+    compared: Sequence[Tensor] = ()
+    encoded: Tensor | None = None
+    target: Tensor | None = None
+
+
 def distillation_losses(
     student: Output,
-    teacher: Output,
-    compared: Sequence[tuple[Tensor, Tensor]],
+    compared: Sequence[Tensor],
+    lesson: Lesson,
     layers: frozenset[int],
     weights: LossWeights,
     guidance_scale: float,
 ) -> dict[str, Tensor]:
-    """Compare a pruned model's forward pass with the dense model's on the same batch, each part weighted.
+    """Compare a pruned model's forward pass with what the dense model gives for the same batch, each part weighted.
 
-    `compared` holds pairs of logits [R, n], the student's and the teacher's.
+    `compared` holds the student's logits [R, n] of each pair.
     """
     parts: dict[str, Tensor] = {}
     if weights.logits:
-        each = [logit_loss(one, other, weights.temperature) for one, other in compared]
+        each = [
+            logit_loss(one, other, weights.temperature) for one, other in zip(compared, lesson.compared, strict=True)
+        ]
         parts["logits"] = weights.logits * torch.stack(each).mean()
-    if weights.features:
-        parts["features"] = weights.features * mse_loss(student.encoded.float(), teacher.encoded.float())
-    if weights.guidance and layers and teacher.probes:
-        target = guidance_target(teacher.probes, len(teacher.images.spans))
+    if weights.features and lesson.encoded is not None:
+        parts["features"] = weights.features * mse_loss(student.encoded.float(), lesson.encoded.float())
+    if weights.guidance and layers and lesson.target is not None:
         trace = [t for t in student.vision if t.layer in layers]
-        parts["guidance"] = weights.guidance * guidance_loss(trace, target, guidance_scale)
+        parts["guidance"] = weights.guidance * guidance_loss(trace, lesson.target, guidance_scale)
     return parts
 
 
@@ -68,10 +81,20 @@ def guidance_target(probes: Sequence[Probe], images: int) -> Tensor:
     the class token. Unsharpened they are too flat to teach a ranking.
     """
     first = probes[0].probability
-    target = first.new_zeros(images, first.shape[-1] - 1)
+    paid = first.new_zeros(images, first.shape[-1] - 1)
     for probe in probes:
-        target.index_add_(0, probe.image, probe.probability.square().mean(1)[:, 1:])  # [Q, N]
-    return target / target.sum(-1, keepdim=True).clamp_min(1e-12)
+        paid.index_add_(0, probe.image, squared_attention(probe))
+    return distribution(paid)
+
+
+def squared_attention(probe: Probe) -> Tensor:
+    """Return the squares of what queries pay to the patches of their image, averaged over heads: [Q, N]."""
+    return probe.probability.square().mean(1)[:, 1:]
+
+
+def distribution(paid: Tensor) -> Tensor:
+    """Renormalise rows [I, N] that are not zero."""
+    return paid / paid.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
 def guidance_loss(trace: Sequence[LayerTrace], target: Tensor, scale: float) -> Tensor:
@@ -101,10 +124,13 @@ def aligned_loss(output: Output) -> Tensor:
 
 
 __all__ = [
+    "Lesson",
     "LossWeights",
     "aligned_loss",
     "distillation_losses",
+    "distribution",
     "guidance_loss",
     "guidance_target",
     "logit_loss",
+    "squared_attention",
 ]

@@ -20,6 +20,7 @@ from madtp_cli.engine.fit import FitSettings, Job, Run, fit, make_accelerator
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.smoke import random_checkpoint, smoke_recipe
 from madtp_cli.engine.step import TrainingStep
+from madtp_cli.engine.teacher import CachedTeacher, Teacher
 from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint
@@ -92,7 +93,7 @@ def _run(
         subject.student.strength = SMOKE_STRENGTH
     every = 1 if verbosity > 0 else settings.log_every
     with TrainingProgress(console, settings.steps, f"{command} {name}", every=every, quiet=verbosity < 0) as progress:
-        trained = _train(job, accelerator, progress, resume=resume)
+        trained = _train(job, accelerator, progress, resume=resume, cache=recipe.distillation.cache)
     began = min(began, time.monotonic() - trained.seconds)  # a resumed run counts its earlier sittings
     round_weights(subject.student, recipe.training.save_precision)
     try:
@@ -119,9 +120,11 @@ def _planned(
     )
 
 
-def _train(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resume: bool) -> Run:
-    """Fit; raises MadtpError if the disk refuses a state, the last good one is kept."""
+def _train(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resume: bool, cache: bool) -> Run:
+    """Fit, and `cache` what the teacher says; raises MadtpError if the disk refuses, the last good state is kept."""
     try:
+        if cache and isinstance(job.step.teacher, Teacher):
+            job.step.teacher = CachedTeacher(job.step.teacher, job.folder, job.settings.precision)
         return fit(job, accelerator, progress, resume=resume)
     except OSError as error:
         raise MadtpError(

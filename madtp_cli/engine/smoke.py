@@ -51,6 +51,7 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     update: dict[str, Any] = {
         "data": data,
         "training": recipe.training.model_copy(update=_TRAINING),
+        "distillation": recipe.distillation.model_copy(update={"cache": False}),  # one step reads no sample twice
         "inference": recipe.inference.model_copy(update={"answer_list": None}),
     }
     return recipe.model_copy(update=update)

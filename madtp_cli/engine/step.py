@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch
@@ -13,6 +12,7 @@ from madtp_cli.engine.auxiliary import AuxiliaryHeads
 from madtp_cli.engine.losses import LossWeights, aligned_loss, distillation_losses
 from madtp_cli.engine.tally import Tally
 from madtp_cli.engine.tasks.base import Task
+from madtp_cli.engine.teacher import CachedTeacher, Teacher
 from madtp_cli.models.base import Output, PrunedModel
 
 
@@ -57,24 +57,27 @@ class TrainingStep(nn.Module):
         self.weights = weights
         self.guided_layers = guided_layers
         self.guidance_scale = guidance_scale
-        # In a tuple, so that the frozen teacher is neither trained, wrapped nor saved with the state.
-        self._teacher: tuple[PrunedModel, ...] = () if teacher is None else (teacher.eval().requires_grad_(False),)
+        # No module itself, so that the frozen model is neither trained, wrapped nor saved with the state.
+        self.teacher: Teacher | CachedTeacher | None = None
+        if teacher is not None:
+            self.teacher = Teacher(task, teacher, weights, guided=bool(guided_layers))
 
     def forward(self, batch: Batch) -> StepOutput:
         """Compute the parts of the loss on one batch."""
         device = next(self.student.parameters()).device
-        learn = self.student.alignment is not None
+        learn = self.student.alignment is not None and bool(self.weights.alignment)
         output: Output = self.task.forward(self.student, batch, device, training=True, learn=learn)
         losses = self.task.losses(output, batch)
-        if output.aligned is not None and self.weights.alignment:
+        if output.aligned is not None:
             losses["alignment"] = self.weights.alignment * aligned_loss(output)
-        for teacher in self._teacher:
-            probe = bool(self.weights.guidance and self.guided_layers)
-            with torch.no_grad():
-                dense = self.task.forward(teacher, batch, device, training=True, probe=probe, like=output)
-            compared = zip(self.task.compared(output), self.task.compared(dense), strict=True)
+        if self.teacher is not None:
             losses |= distillation_losses(
-                output, dense, list(compared), self.guided_layers, self.weights, self.guidance_scale
+                output,
+                self.task.compared(output),
+                self.teacher.teach(batch, device, output),
+                self.guided_layers,
+                self.weights,
+                self.guidance_scale,
             )
         if self.heads is not None:
             labels = {name: label.to(device) for name, label in batch.auxiliary.items()}

@@ -230,6 +230,19 @@ def test_the_learning_rates_follow_the_first_unless_given(tmp_path: Path) -> Non
     assert (given.validate_every, given.save_every) == (5, 4)
 
 
+def test_a_cache_is_refused_where_no_sample_comes_again(tmp_path: Path) -> None:
+    """16 steps of 16 read 256 samples once; with one step more, some of them twice."""
+    changes = ["distillation.cache=true", "training.steps=16"]
+    with pytest.raises(RecipeError) as caught:
+        build.fit_settings(tiny(tmp_path, PRUNE, *changes), CPU, 256)
+    assert str(caught.value) == (
+        "--set distillation.cache=true: distillation.cache keeps what the dense model says of a sample for the next "
+        "epoch, but 16 steps of 16 samples read none of the 256 training samples twice; train longer, or set it to "
+        "false"
+    )
+    assert build.fit_settings(tiny(tmp_path, PRUNE, *changes[:1], "training.steps=17"), CPU, 256).steps == 17
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

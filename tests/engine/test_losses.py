@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from madtp_cli.engine.losses import (
+    Lesson,
     LossWeights,
     aligned_loss,
     distillation_losses,
@@ -160,14 +161,13 @@ def test_distillation_adds_the_weighted_parts() -> None:
     traces = tuple(_trace([[0, 1, 2]] * 2, torch.randn(2, 3).tolist(), layer) for layer in range(3))
     student = replace(_output(torch.randn(2, 2), trace=traces), encoded=torch.randn(2, 4))
     probes = probes_of([(torch.rand(2, 1, 3), torch.rand(2, 1, 3)) for _ in range(2)], [(0, 1), (1, 0)])
-    teacher = replace(_output(torch.randn(2, 2)), encoded=torch.randn(2, 4), probes=probes)
-    compared = [(student.logits, teacher.logits)]
+    target, logits, encoded = guidance_target(probes, 2), torch.randn(2, 2), torch.randn(2, 4)
+    lesson = Lesson([logits], encoded, target)
     weights = LossWeights(logits=2.0, temperature=3.0, guidance=5.0, features=7.0)
-    parts = distillation_losses(student, teacher, compared, frozenset({0, 2}), weights, 0.5)
-    target = guidance_target(probes, 2)
+    parts = distillation_losses(student, [student.logits], lesson, frozenset({0, 2}), weights, 0.5)
     expected = {
-        "logits": 2 * logit_loss(student.logits, teacher.logits, 3.0),
-        "features": 7 * (student.encoded - teacher.encoded).square().mean(),
+        "logits": 2 * logit_loss(student.logits, logits, 3.0),
+        "features": 7 * (student.encoded - encoded).square().mean(),
         "guidance": 5 * guidance_loss([traces[0], traces[2]], target, 0.5),
     }
     assert set(parts) == set(expected)
@@ -177,19 +177,18 @@ def test_distillation_adds_the_weighted_parts() -> None:
 
 def test_distillation_computes_no_part_that_counts_nothing() -> None:
     """Weights of zero, and guidance without a layer to teach, for which the teacher was not probed."""
-    student, teacher = _output(torch.randn(2, 2)), _output(torch.randn(2, 2))
-    compared = [(student.logits, teacher.logits)]
+    student, lesson = _output(torch.randn(2, 2)), Lesson([torch.randn(2, 2)])
     none = LossWeights(logits=0.0, guidance=0.0, features=0.0)
-    assert distillation_losses(student, teacher, compared, frozenset({0}), none, 1.0) == {}
-    only_text = distillation_losses(student, teacher, compared, frozenset(), LossWeights(), 1.0)
+    assert distillation_losses(student, [student.logits], lesson, frozenset({0}), none, 1.0) == {}
+    only_text = distillation_losses(student, [student.logits], lesson, frozenset(), LossWeights(), 1.0)
     assert set(only_text) == {"logits"}
 
 
 def test_several_distributions_count_on_average() -> None:
     """Two pairs of logits, as retrieval compares both ways: the mean of each one's loss, times the weight."""
-    student, teacher = _output(torch.zeros(2, 2)), _output(torch.zeros(2, 2))
     compared = [(torch.randn(2, 3), torch.randn(2, 3)), (torch.randn(5, 2), torch.randn(5, 2))]
-    parts = distillation_losses(student, teacher, compared, frozenset(), LossWeights(logits=3.0), 1.0)
+    own, lesson = [pair[0] for pair in compared], Lesson([pair[1] for pair in compared])
+    parts = distillation_losses(_output(torch.zeros(2, 2)), own, lesson, frozenset(), LossWeights(logits=3.0), 1.0)
     one, other = (logit_loss(*pair, 2.0) for pair in compared)
     torch.testing.assert_close(parts["logits"], 1.5 * (one + other))
 

@@ -17,6 +17,7 @@ from madtp_cli.engine.evaluate import evaluate, measure_reduction
 from madtp_cli.engine.finish import Effort
 from madtp_cli.engine.fit import Job, Run
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.engine.teacher import CachedTeacher, Teacher
 from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError, UsageError
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.models.spec import PruningSpec
@@ -82,8 +83,8 @@ def test_the_loop_gets_what_the_recipe_says(dense: Path, tmp_path: Path, monkeyp
     assert job.step.weights.alignment == 0.7
     assert job.step.guided_layers == {1, 2}
     assert job.step.guidance_scale == 16**-0.5  # logits over the root of alignment.dim decide, so they are taught
-    (teacher,) = job.step._teacher
-    assert same({**teacher.state_dict()}, weights(dense))
+    assert isinstance(job.step.teacher, Teacher)
+    assert same({**job.step.teacher.model.state_dict()}, weights(dense))
     assert (len(job.train), len(job.validation), job.settings.steps) == (256, 64, 10)
     assert job.folder == tmp_path / "out.partial"
 
@@ -103,11 +104,11 @@ def test_without_a_teacher_or_guidance_there_is_less_to_learn(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = caught_job(monkeypatch, tiny(tmp_path, PRUNE, "training.teacher=false", checkpoint=dense))
-    assert alone.step._teacher == ()
+    assert alone.step.teacher is None
     random = caught_job(monkeypatch, tiny(tmp_path, PRUNE, "pruning.method=random", checkpoint=dense))
     assert random.step.guided_layers == frozenset()
     scratch = caught_job(monkeypatch, tiny(tmp_path, DENSE), "finetune")
-    assert scratch.step._teacher == ()
+    assert scratch.step.teacher is None
     assert scratch.controller is None
 
 
@@ -305,6 +306,48 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
     assert left(tmp_path) == {"out"}
     with pytest.raises(UsageError, match="out: this run is already finished"):
         train(recipe, resume=True)
+
+
+def test_a_cache_is_asked_instead_of_the_teacher_after_a_stop_too(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 samples are read four times in ten steps of 16: four batches are asked about, whoever stops when."""
+    asked: list[int] = []
+    ask = Teacher.run
+
+    def watched(self: Teacher, batch: Any, *rest: Any) -> Any:
+        asked.append(batch.samples)
+        return ask(self, batch, *rest)
+
+    monkeypatch.setattr(Teacher, "run", watched)
+    changes = ["data.train_samples=64", "distillation.cache=true"]
+    (tmp_path / "whole").mkdir()
+    whole = tiny(tmp_path / "whole", PRUNE, *changes, checkpoint=dense)
+    train(whole)
+    assert asked == [16] * 4
+    recipe = tiny(tmp_path, PRUNE, *changes, checkpoint=dense)
+    with monkeypatch.context() as patch:
+        watch(patch, interrupt_at(7))
+        with pytest.raises(Interrupted):
+            train(recipe)
+    assert asked == [16] * 8
+    train(recipe, resume=True)
+    assert asked == [16] * 8
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole" / "out"))
+    assert left(tmp_path) == {"out", "whole"}
+    assert names(tmp_path / "out") == FOLDER
+
+
+def test_a_cache_that_cannot_be_written_ends_the_run(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CachedTeacher, "__init__", full)
+    recipe = tiny(tmp_path, PRUNE, "data.train_samples=64", "distillation.cache=true", checkpoint=dense)
+    with pytest.raises(MadtpError, match=r"out\.partial: cannot be written: .*No space left on device; make room"):
+        train(recipe)
 
 
 def test_nothing_is_lost_after_training_either(

@@ -153,6 +153,7 @@ def test_two_samples_take_the_place_of_the_data(captions: Recipe, tmp_path: Path
     assert tried.data.image_size == 384
     for section in ("model", "pruning", "alignment", "budget"):
         assert getattr(tried, section) == getattr(captions, section)
+    assert not smoke_recipe(load_recipe("blip_caption_coco", ["distillation.cache=true"]), tmp_path).distillation.cache
     again = load_recipe("blip_caption_coco", [Override("--output", ("output",), tried.output)])
     assert again.training.epochs == 5  # the recipe itself is as it was
 

@@ -16,6 +16,7 @@ from madtp_cli.engine.auxiliary import AuxiliaryHeads
 from madtp_cli.engine.losses import LossWeights, aligned_loss, logit_loss
 from madtp_cli.engine.step import StepOutput, TrainingStep
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.engine.teacher import Teacher
 from madtp_cli.models.base import towers_of
 from madtp_cli.models.blip import small_config
 from madtp_cli.models.nlvr import BlipForNlvr
@@ -73,7 +74,8 @@ def test_every_part_is_there_and_weighted(batch: PairBatch) -> None:
     output = step(batch)
     assert output.losses.keys() == {"task", "alignment", "logits", "features", "guidance"}
     student = TASK.forward(step.student, batch, CPU, learn=True)
-    teacher = TASK.forward(step._teacher[0], batch, CPU)
+    assert isinstance(step.teacher, Teacher)
+    teacher = TASK.forward(step.teacher.model, batch, CPU)
     expected = {
         "task": cross_entropy(student.logits, batch.labels),
         "alignment": 0.5 * aligned_loss(student),
@@ -92,6 +94,25 @@ def test_a_weight_of_zero_leaves_its_part_out(batch: PairBatch) -> None:
     assert taught(0.5, nothing)(batch).losses.keys() == {"task"}
 
 
+@pytest.mark.parametrize(("weight", "learns"), [(0.5, True), (0.0, False)])
+def test_aligned_features_are_computed_only_to_be_taught(
+    weight: float, learns: bool, batch: PairBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the alignment loss nobody reads them; the guidance is taught all the same."""
+    asked: list[bool] = []
+    forward = Nlvr2.forward
+
+    def watched(self: Nlvr2, *arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("learn", False))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(Nlvr2, "forward", watched)
+    losses = taught(0.5, replace(WEIGHTS, alignment=weight))(batch).losses
+    assert asked == [learns, False]  # the student's pass, and the teacher's
+    assert losses.keys() == {"task", "logits", "features", "guidance"} | ({"alignment"} if learns else set())
+    torch.testing.assert_close(losses["guidance"], taught(0.5)(batch).losses["guidance"])
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(batch: PairBatch) -> None:
     student = model()
     output = TrainingStep(TASK, student, model(), None, WEIGHTS)(batch)
@@ -107,7 +128,8 @@ def test_heads_add_their_losses(batch: PairBatch) -> None:
 def test_the_teacher_is_neither_trained_nor_saved(batch: PairBatch) -> None:
     step = taught(0.5)
     step.train()
-    (teacher,) = step._teacher
+    assert isinstance(step.teacher, Teacher)
+    teacher = step.teacher.model
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert {key.partition(".")[0] for key in step.state_dict()} == {"student"}

@@ -82,6 +82,12 @@ class Task(Protocol):
     def compared(self, output: Any) -> list[Tensor]:
         """Return the logits [R, n] in which a pruned model imitates the dense one."""
 
+    def rows(self, batch: Any) -> list[int]:
+        """Return how many rows of the compared logits each sample has: S numbers whose sum is R.
+
+        Asked only where a sample's rows do not depend on its batch mates.
+        """
+
     def scorer(self, model: Any, *, final: bool = False) -> Scorer:
         """Start scoring a split; `final` adds metrics that are too slow to choose weights by."""
 
@@ -125,6 +131,10 @@ class PlainTask:
     def compared(self, output: Output) -> list[Tensor]:
         """Return the answers' logits."""
         return [output.logits]
+
+    def rows(self, batch: Any) -> list[int]:
+        """Count one answer for each sample."""
+        return [1] * len(batch.text_lengths)
 
     def save(self, folder: Path) -> None:
         """Write nothing."""

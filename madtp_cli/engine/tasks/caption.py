@@ -59,6 +59,10 @@ class Caption(PlainTask):
         )
         return {"task": lost}
 
+    def rows(self, batch: CaptionBatch) -> list[int]:
+        """Count the tokens of every caption."""
+        return batch.text_lengths
+
     def scorer(self, model: BlipForCaption, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(model, self.metric, self.writing, self.official if final else None)

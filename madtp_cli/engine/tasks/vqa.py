@@ -84,6 +84,13 @@ class Vqa(PlainTask):
         )  # [A]
         return {"task": (batch.answer_weights.to(device) * lost).sum() / batch.samples}
 
+    def rows(self, batch: QuestionBatch) -> list[int]:
+        """Count the tokens that follow another one in a question's answers."""
+        counts = [0] * batch.samples
+        for question, length in zip(batch.answer_index.tolist(), batch.answer_lengths, strict=True):
+            counts[question] += length - 1
+        return counts
+
     def save(self, folder: Path) -> None:
         """Write the answers that are ranked, which are part of what the checkpoint was measured with."""
         if self.answering.candidates:
