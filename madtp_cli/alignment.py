@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cosine_similarity, linear
 
 from madtp_cli.tokens import Spans
@@ -144,7 +145,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor, spans: Spans, scale: float) -> Tensor:
-        """Return [B, K, C] in float32 or better, in which the softmax is computed."""
+        """Return [B, K, C] in float32 or better, in which the softmax is computed; products are in the tokens' type."""
         ctx.spans, ctx.scale, ctx.dtype = spans, scale, logits.dtype
         exact = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
@@ -154,15 +155,18 @@ class _Pool(torch.autograd.Function):
                 scores.masked_fill_(~real[..., None], float("-inf"))
             scores[:, 0] = float("-inf")
             share = scores.softmax(1).to(x.dtype)
+            if min(spans.lengths) == 1:
+                share = share.nan_to_num(0.0)  # nothing is left to pool where the first token is the only one
             ctx.save_for_backward(x, share)
-            return (share.transpose(1, 2) @ _rectangle(x, spans)).to(exact)
+            return (share.transpose(1, 2) @ spans.pad(x)).to(exact)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Return the gradients of x and logits."""
         x, share = ctx.saved_tensors
         gradient = gradients[0].to(x.dtype)
-        by_share = (_rectangle(x, ctx.spans) @ gradient.transpose(1, 2)).to(torch.promote_types(x.dtype, torch.float32))
+        by_share = (ctx.spans.pad(x) @ gradient.transpose(1, 2)).to(torch.promote_types(x.dtype, torch.float32))
         by_share = by_share.mul_(share)  # [B, N, K]
         by_scores = by_share.sub_(share * by_share.sum(1, keepdim=True)).mul_(ctx.scale)
         by_x = share @ gradient  # [B, N, C]

@@ -56,6 +56,11 @@ class Spans:
         return max(self.lengths)
 
     @cached_property
+    def packed(self) -> bool:
+        """Whether samples lie end to end from the first token on."""
+        return self.starts == (0, *accumulate(self.lengths[:-1]))
+
+    @cached_property
     def equal(self) -> bool:
         """Whether all samples are equally long."""
         return len(set(self.lengths)) == 1
@@ -107,9 +112,12 @@ class Spans:
 
     def _kept(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
         """Return an index made before, or make it."""
-        if name not in self._on_device or self._on_device[name].device != device:
-            self._on_device[name] = make()
-        return self._on_device[name]
+        kept = self._on_device.get(name)
+        # What was made in inference mode, as by a compaction, must not become part of a backward pass.
+        if kept is None or kept.device != device or (kept.is_inference() and not torch.is_inference_mode_enabled()):
+            with torch.inference_mode(False):
+                kept = self._on_device[name] = make()
+        return kept
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum values [T, ...] over each sample: [B, ...]."""
@@ -258,23 +266,26 @@ def compact(tokens: Tokens, selection: Selection) -> Tokens:
     into = torch.where(tokens.protected, here, selection.into)
     weight = torch.where(tokens.protected, torch.ones_like(selection.weight), selection.weight)
     stays = into == here  # [T]
-    merged = stays & (weight != 1)  # [T] slots that do not simply stay
-    folds = merged | ((into >= 0) & ~stays & ~tokens.protected[into])  # [T]
+    moves = (into >= 0) & ~stays & ~tokens.protected[into]  # [T]
+    count = len(here)
+    receives = stays.new_zeros(count + 1).scatter_(0, torch.where(moves, into, count), torch.ones_like(moves))[:count]
+    merged = stays & (receives | (weight != 1))  # [T] slots that do not simply stay
+    members = merged | moves
     left = tokens.spans.sum(stays.long())  # [B]
     # The one time that the host waits for the device.
-    *lengths, slot_count, fold_count = torch.cat([left, torch.stack([merged, folds]).sum(1)]).tolist()
-    slots, emptied, folded = (
-        _places(mask, count) for mask, count in ((stays, sum(lengths)), (merged, slot_count), (folds, fold_count))
-    )  # [T'], [M], [F]
-    rank = stays.cumsum(0) - 1
-    target = rank[into[folded]]
+    *lengths, slot_count, member_count = torch.cat([left, torch.stack([merged, members]).sum(1)]).tolist()
+    slots, changed = _places(stays, sum(lengths)), _places(merged, slot_count)  # [T'], [M]
+    parts = _places(members, member_count)  # [F]
 
-    share = weight[folded, None].to(tokens.x.dtype)
-    x = tokens.x.index_select(0, slots).index_fill_(0, rank[emptied], 0)  # [T', C]
-    x = x.index_add_(0, target, tokens.x.index_select(0, folded) * share)
-    before = tokens.size[slots]
-    size = before.index_add(0, target, tokens.size[folded] * ~stays[folded])
-    position = tokens.position[slots].masked_fill(size != before, -1)
+    rank = stays.cumsum(0) - 1
+    target = (merged.cumsum(0) - 1)[into[parts]]
+    # Not in half precision: hundreds of tokens may be folded into one.
+    exact = tokens.x.dtype if tokens.x.element_size() >= 4 else torch.float32
+    states = tokens.x.index_select(0, parts).to(exact) * weight[parts, None].to(exact)
+    sums = states.new_zeros(slot_count, states.shape[1]).index_add(0, target, states)  # [M, C]
+    x = tokens.x.index_select(0, slots).index_copy(0, rank[changed], sums.to(tokens.x.dtype))  # [T', C]
+    size = tokens.size[slots].index_add(0, rank[into[parts]], tokens.size[parts] * moves[parts])
+    position = tokens.position.masked_fill(receives, -1)[slots]
     return Tokens(x, Spans.of(lengths, left), position, size, tokens.protected[slots], tokens.causal)
 
 

@@ -212,6 +212,22 @@ def test_the_gradient_of_pooling_is_that_of_finite_differences() -> None:
         assert torch.autograd.gradcheck(lambda a, b, spans=spans: pooled(a, spans, b), (x, logits))
 
 
+def test_pooling_keeps_samples_apart_and_a_lone_class_token_pools_to_nothing() -> None:
+    """A sample of infinite states beside a shorter one, whose features and gradients stay its own; none for one token."""
+    pooled = _module().tower("vision").pooled
+    x, logits = torch.randn(7, 3), torch.randn(7, 2)
+    x[:4] = float("inf")
+    x, logits = x.requires_grad_(), logits.requires_grad_()
+    found = pooled(x, Spans.of([4, 2, 1]), logits)
+    alone = pooled(x.detach()[4:6], Spans.of([2]), logits.detach()[4:6])
+    torch.testing.assert_close(found[1], alone[0])
+    assert torch.equal(found[2], torch.zeros_like(found[2]))
+    found[1:].sum().backward()
+    for gradient in (x.grad, logits.grad):
+        assert gradient is not None
+        assert gradient[4:].isfinite().all()
+
+
 @pytest.mark.parametrize(("projection", "folds"), [("shared", 1), ("per_layer", 3), ("none", 0)])
 def test_one_pass_folds_each_map_once_and_the_next_one_again(
     projection: Projection, folds: int, monkeypatch: pytest.MonkeyPatch

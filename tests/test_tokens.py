@@ -226,3 +226,37 @@ def test_gradients_of_a_merge_are_the_weights_and_the_tokens() -> None:
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(merge, (x, weight))
+
+
+def test_indices_of_inference_may_serve_training() -> None:
+    """An index first asked for in inference mode, and one that a compaction left, are part of a backward pass."""
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    spans = Spans.of([2, 3])
+    with torch.inference_mode():
+        spans.sample_index(x.device)
+        left = compact(Tokens.pack(x, spans), Selection(torch.arange(5), torch.ones(5))).spans
+        left.start_index(x.device)
+    for each in (spans, left):
+        values = torch.ones(2, requires_grad=True)
+        each.spread(values).sum().backward()
+        assert values.grad is not None
+        assert values.grad.tolist() == [2, 3]
+
+
+def test_many_tokens_are_merged_exactly_in_half_precision() -> None:
+    """The merge of 4,000 equal tokens in bf16 is that token; adding them up in bf16 would stop early."""
+    x = torch.full((4001, 3), 1.5, dtype=torch.bfloat16)
+    into = torch.ones(4001, dtype=torch.int64).index_fill(0, torch.tensor([0]), 0)
+    weight = torch.full((4001,), 1 / 4000)
+    found = compact(Tokens.pack(x, Spans.of([4001])), Selection(into, weight))
+    assert found.x.dtype == torch.bfloat16
+    torch.testing.assert_close(found.x, x[:2])
+
+
+def test_a_slot_that_stays_whole_takes_more_in() -> None:
+    """By hand: a slot of weight one and what is folded into it, beside one that changes alone and one that stays."""
+    tokens = Tokens.pack(torch.tensor([[1.0], [2], [4], [8], [16]]), Spans.of([5]))
+    found = compact(tokens, Selection(torch.tensor([0, 1, 1, 3, 4]), torch.tensor([1.0, 1, 0.5, 0.25, 1])))
+    assert found.x.squeeze(1).tolist() == [1, 4, 2, 16]
+    assert found.position.tolist() == [0, -1, 3, 4]
+    assert found.size.tolist() == [1, 2, 1, 1]

@@ -21,8 +21,10 @@ from madtp_cli.tokens import Spans
 def attend(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, causal: bool = False) -> Tensor:
     """Attend from each query span to its key span: q [Tq, H, D], k and v [Tk, H, D] -> [Tq, H, D].
 
-    With `causal` the i-th query of a span sees its first i keys; raises ValueError unless both spans are equally long.
+    Query spans hold all queries, end to end; key spans may lie anywhere, repeat and overlap. With `causal` the i-th
+    query of a span sees its first i keys. Raises ValueError for other query spans, or causal ones unequally long.
     """
+    _check_packed(queries, q)
     if causal and queries.lengths != keys.lengths:
         raise ValueError("causal attention needs query and key spans of equal lengths")
     way = resolve(q.device, q.dtype)
@@ -36,7 +38,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, caus
 def attend_with_statistics(
     q: Tensor, k: Tensor, v: Tensor, spans: Spans, *, causal: bool = False, summary: Summary = "first"
 ) -> tuple[Tensor, Statistics]:
-    """Self-attend within spans and return the output [T, H, D] with the statistics that pruning asks for."""
+    """Self-attend within spans and return the output [T, H, D] with the statistics that pruning asks for.
+
+    The spans hold all tokens, end to end; raises ValueError for others.
+    """
+    _check_packed(spans, q)
     way = resolve(q.device, q.dtype)
     if way == "varlen":
         read, norms = varlen.attend_with_norms(q, k, v, spans, spans, causal=causal)
@@ -62,6 +68,11 @@ def attention_of_rows(q: Tensor, k: Tensor, keys: Spans) -> Tensor:
     index, mask = keys.rectangle(k.device)
     scores = torch.einsum("bhd,bnhd->bhn", q, k[index]) * q.shape[-1] ** -0.5
     return scores.masked_fill(~mask[:, None], float("-inf")).float().softmax(-1)
+
+
+def _check_packed(spans: Spans, values: Tensor) -> None:
+    if not spans.packed or spans.total != len(values):
+        raise ValueError(f"spans of {len(values)} packed tokens must lie end to end and hold all of them, got {spans}")
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, rectangle: Rectangle, causal: bool) -> Tensor:

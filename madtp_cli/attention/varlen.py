@@ -56,7 +56,7 @@ def attend_with_norms(
 ) -> tuple[Tensor, Tensor]:
     """Attend, and return the log-sum-exp of every query's scaled scores too: [Tq, H, D] and [Tq, H] float32.
 
-    The log-sum-exp carries no gradient.
+    The log-sum-exp carries no gradient. Query spans lie end to end.
     """
     from torch.nn.attention.varlen import AuxRequest
 
@@ -78,19 +78,7 @@ def attend_with_norms(
     )
     # Head by head in memory; what torch documents is the transpose.
     norms = norms.detach().T if norms.shape == (heads, queries.total) else norms.detach()
-    out = out[..., :width]
-    if is_packed(queries) and queries.total == len(q):
-        return out, norms
-    places = _places(queries, q.device)
-    return (
-        out.new_zeros(len(q), heads, width).index_copy(0, places, out),
-        norms.new_zeros(len(q), heads).index_copy(0, places, norms),
-    )
-
-
-def is_packed(spans: Spans) -> bool:
-    """Tell whether spans lie end to end from the first token on."""
-    return spans.starts == (0, *accumulate(spans.lengths[:-1]))
+    return out[..., :width], norms
 
 
 def offsets(spans: Spans, device: torch.device) -> Tensor:
@@ -100,7 +88,7 @@ def offsets(spans: Spans, device: torch.device) -> Tensor:
 
 def _end_to_end(values: Tensor, spans: Spans) -> Tensor:
     """Lay the values [T, ...] of spans end to end: a view where they lie so, a copy where spans repeat or overlap."""
-    return values[: spans.total] if is_packed(spans) else values.index_select(0, _places(spans, values.device))
+    return values[: spans.total] if spans.packed else values.index_select(0, _places(spans, values.device))
 
 
 def _places(spans: Spans, device: torch.device) -> Tensor:

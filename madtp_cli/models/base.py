@@ -86,7 +86,15 @@ class PrunedModel(nn.Module):
         return vision.tokens.with_x(self.vision_model.post_layernorm(vision.tokens.x)), vision
 
     def run_tower(
-        self, tower: str, blocks: Any, tokens: Tokens, context: Any, *, learn: bool = False, prunes: bool = True
+        self,
+        tower: str,
+        blocks: Any,
+        tokens: Tokens,
+        context: Any,
+        *,
+        learn: bool = False,
+        prunes: bool = True,
+        whole: bool = False,
     ) -> TowerOutput:
         """Run one tower as this model prunes."""
         return run_tower(
@@ -98,6 +106,7 @@ class PrunedModel(nn.Module):
             strength=self.strength,
             alignment=self.alignment,
             learn=learn,
+            whole=whole,
         )
 
     def macs(self, output: Output) -> analytic.Macs:

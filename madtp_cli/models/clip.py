@@ -102,7 +102,7 @@ class Block(nn.Module):
         out, found = self.self_attn(self.layer_norm1(tokens.x), tokens, statistics=statistics)
         return tokens.with_x(tokens.x + out), found
 
-    def finish(self, tokens: Tokens, context: object) -> Tokens:
+    def finish(self, tokens: Tokens, context: None) -> Tokens:
         """Run x + mlp(norm(x))."""
         return tokens.with_x(tokens.x + self.mlp(self.layer_norm2(tokens.x)))
 
@@ -119,7 +119,7 @@ class Probed:
         self.found.append(self.block.self_attn.of_first(self.block.layer_norm1(tokens.x), tokens.spans))
         return self.block.attend(tokens, statistics=statistics)
 
-    def finish(self, tokens: Tokens, context: object) -> Tokens:
+    def finish(self, tokens: Tokens, context: None) -> Tokens:
         """Run the block's MLP."""
         return self.block.finish(tokens, context)
 
@@ -260,8 +260,7 @@ class ClipForRetrieval(PrunedModel):
         if found is not None:
             shallow = len(blocks) - max(1, len(blocks) // 3)
             blocks[shallow:] = [Probed(block, found) for block in blocks[shallow:]]
-        # As a context, what is collected keeps the batch in one piece.
-        vision = self.run_tower("vision", blocks, tokens, found, learn=learn)
+        vision = self.run_tower("vision", blocks, tokens, None, learn=learn, whole=found is not None)
         return vision.tokens.with_x(model.post_layernorm(vision.tokens.x)), vision
 
     def encode_text(

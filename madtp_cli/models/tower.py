@@ -91,20 +91,21 @@ def run_tower(
     strength: float = 0.0,
     alignment: Alignment | None = None,
     learn: bool = False,
+    whole: bool = False,
 ) -> TowerOutput:
     """Run the blocks over packed tokens and prune where the plan says.
 
     `learn` also computes the guidance and the aligned features of every layer, which only training needs. A strength of
     zero prunes nothing and costs nothing, but where gradient flows guidance is computed all the same, to be taught from
-    the first step on. Where samples have nothing to do with each other, they run in parts small
-    enough for a CPU's caches.
+    the first step on. Unless the batch must stay `whole`, samples that have nothing to do with each other (no context,
+    no method that compares them) run in parts small enough for a CPU's caches.
     """
     planned = plan.layers.get(tower, frozenset()) if plan else frozenset()
     layers = planned if strength > 0 else frozenset()
     guided = planned if plan and "guidance" in plan.pruner.needs and torch.is_grad_enabled() else frozenset()
     guide = None if alignment is None else alignment.tower(tower)
     couples = bool(layers and plan and plan.pruner.couples)
-    most = part_tokens(tokens.x) if context is None and not learn and not couples else tokens.spans.total
+    most = part_tokens(tokens.x) if context is None and not (learn or couples or whole) else tokens.spans.total
     parts = tokens.split(most)
     trace: list[LayerTrace] = []
     pooled: list[Tensor] = []  # [B, K, C] of every layer

@@ -116,6 +116,19 @@ def test_a_causal_query_sees_nothing_after_it(spans: Spans, backend: Backend) ->
     assert not torch.isclose(after[~earlier], before[~earlier]).all(-1).any()
 
 
+@BACKENDS
+@pytest.mark.parametrize(
+    "spans", [Spans((2,), (3,)), Spans((5, 0), (3, 5)), Spans.of([3, 4])], ids=["gap", "order", "rest"]
+)
+def test_queries_lie_end_to_end(spans: Spans, backend: Backend) -> None:
+    """Spans that leave queries out or change their order have no packed result, and are refused by every backend."""
+    (q,) = _tensors(8)
+    with pytest.raises(ValueError, match="must lie end to end and hold all of them"):
+        attend(q, q, q, spans, spans)
+    with pytest.raises(ValueError, match="8 packed tokens"):
+        attend_with_statistics(q, q, q, spans)
+
+
 def test_causal_attention_is_within_one_sequence() -> None:
     """Spans of unequal lengths have no common order, and are refused."""
     q, k = _tensors(2, 3)

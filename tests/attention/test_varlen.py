@@ -30,8 +30,6 @@ PAIRS = {
     "overlapping": (EQUAL, Spans((0, 2, 3, 3), (6, 2, 5, 1))),
     "first of many": (Spans.of([2, 3]), EQUAL.pick([0, 1])),
     "middle": (Spans.of([2, 3]), EQUAL.pick([2, 3])),
-    "queries in another order": (EQUAL.pick([2, 0, 3, 1]), EQUAL),
-    "queries with a gap": (EQUAL.pick([3, 1]), Spans.of([3, 5])),
 }
 
 
