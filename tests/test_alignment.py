@@ -213,7 +213,7 @@ def test_the_gradient_of_pooling_is_that_of_finite_differences() -> None:
 
 
 def test_pooling_keeps_samples_apart_and_a_lone_class_token_pools_to_nothing() -> None:
-    """A sample of infinite states beside a shorter one, whose features and gradients stay its own; none for one token."""
+    """Infinite states beside a shorter sample: its features and gradients stay its own. One token has no features."""
     pooled = _module().tower("vision").pooled
     x, logits = torch.randn(7, 3), torch.randn(7, 2)
     x[:4] = float("inf")

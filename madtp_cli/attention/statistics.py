@@ -12,8 +12,8 @@ from torch.linalg import vector_norm
 Summary = Literal["first", "last"]  # the token that stands for its span: a class token, or the last one (CLIP's EOT)
 
 # Probabilities exist for this many elements at a time (16 MiB in fp32), in memory that the next block uses again: those
-# of one image of BLIP-B at 384 pixels, never of a batch. Blocks of 3 to 4 MiB, which a core's own cache would hold, took
-# 12% longer where this was measured: their products have few rows, and there are more calls.
+# of one image of BLIP-B at 384 pixels, never of a batch. Blocks of 3 to 4 MiB, which a core's own cache would hold,
+# took 12% longer where this was measured: their products have few rows, and there are more calls.
 BLOCK_ELEMENTS = 1 << 22
 
 

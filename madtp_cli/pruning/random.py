@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+from torch import Tensor
 
 from madtp_cli.pruning.base import Evidence, Need, fuse, keep_share
 from madtp_cli.tokens import Selection
@@ -26,7 +29,13 @@ class Random:
     def select(self, evidence: Evidence, strength: float) -> Selection:
         """Keep the share 1 - strength of every sample's tokens."""
         tokens = evidence.tokens
-        generator = torch.Generator().manual_seed(self.seed * 1000 + evidence.layer)
-        draw = torch.rand(POSITIONS, generator=generator).to(tokens.x.device)[tokens.position % POSITIONS]
+        draw = _draw(self.seed * 1000 + evidence.layer, tokens.x.device)[tokens.position % POSITIONS]
         keep = keep_share(draw, tokens, strength)
         return fuse(keep, torch.ones_like(draw), tokens)
+
+
+@lru_cache(maxsize=64)
+def _draw(seed: int, device: torch.device) -> Tensor:
+    """Draw a number for every original position, [POSITIONS], on the device once and for all."""
+    with torch.inference_mode(False):  # training may use what inference drew first
+        return torch.rand(POSITIONS, generator=torch.Generator().manual_seed(seed)).to(device)
