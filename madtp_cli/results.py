@@ -75,11 +75,11 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast a model is, by batch size: the p50 and p90 of `latency_runs` calls, samples per second at the p50, and
-    the most memory a call holds beside weights and inputs.
+    """How fast a model is, by batch size: the p50 and p90 of a batch's runs, mean over the batches that were timed,
+    `latency_runs` calls in all; samples per second at the p50; the most memory a call holds beside weights and inputs.
 
-    `macs_ratio` (of the samples that were timed) and `time_ratio` are to the dense model of the same run, `efficiency`
-    is the share of its time saved over the share of its multiply-adds saved. The dense model has none of them.
+    `macs_ratio` (of exactly these batches) and `time_ratio` are to the dense model of the same run, `efficiency` is
+    the share of its time saved over the share of its multiply-adds saved. The dense model has none of them.
     """
 
     latency_ms: Mapping[str, float] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Speed:
     latency_runs: Mapping[str, int] = field(default_factory=dict)
     samples_per_second: Mapping[str, float] = field(default_factory=dict)
     peak_mib: Mapping[str, float] = field(default_factory=dict)
-    macs_ratio: float | None = None
+    macs_ratio: Mapping[str, float] = field(default_factory=dict)
     time_ratio: Mapping[str, float] = field(default_factory=dict)
     efficiency: Mapping[str, float] = field(default_factory=dict)
 

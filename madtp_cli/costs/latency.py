@@ -1,13 +1,14 @@
 """Wall-clock time and peak memory of forward passes, measured side by side.
 
 Runs alternate between the candidates, so that a machine that warms up, slows down or is shared treats all of them
-alike. The unit is milliseconds of one call, whatever batch it computes.
+alike. A candidate is a list of calls, such as one per batch, and every visit runs all of it: quantiles are taken call
+by call, so that two candidates are compared on the same work. The unit is milliseconds of one call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,10 +16,13 @@ from torch.utils import benchmark
 
 from madtp_cli.costs.memory import peak_mib
 
-# A visit to one candidate lasts at least this long, so that its caches are its own again.
+# A visit to one candidate lasts about this long or longer, so that its caches are its own again.
 VISIT_SECONDS = 0.05
+MOST_PASSES = 100
 # Every candidate is first in one round and last in the other.
 FEWEST_ROUNDS = 2
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Latency:
-    """Quantiles over `runs` single calls; peak_mib is the most that a call held at once, None if it was not asked."""
+    """Quantiles of each call of a candidate over its runs, and of those the mean over calls; `runs` counts them all.
+
+    peak_mib is the most that the first call held at once, None if it was not asked.
+    """
 
     p50_ms: float
     p90_ms: float
@@ -58,14 +65,23 @@ def efficiency(time_ratio: float, macs_ratio: float) -> float | None:
 
 @dataclass
 class _Candidate:
-    call: Callable[[], object]
-    per_visit: int = 1
+    """seconds: by call, one of each pass over them."""
+
+    calls: Sequence[Call]
+    seconds: list[list[float]]
     peak_mib: float | None = None
-    seconds: list[float] = field(default_factory=list)
+
+    def visit(self, passes: int, clock: Callable[[], float]) -> None:
+        for _ in range(passes):
+            for call, seconds in zip(self.calls, self.seconds, strict=True):
+                seconds.append(_time(call, clock))
+
+    def milliseconds(self, share: float) -> float:
+        return 1e3 * sum(_quantile(seconds, share) for seconds in self.seconds) / len(self.seconds)
 
 
 def compare(
-    candidates: Mapping[str, Callable[[], object]],
+    candidates: Mapping[str, Call | Sequence[Call]],
     setting: Setting,
     *,
     seconds: float = 2.0,
@@ -75,37 +91,45 @@ def compare(
     memory: bool = True,
     clock: Callable[[], float] = benchmark.timer,
 ) -> dict[str, Latency]:
-    """Time all candidates in turn: every round visits each, in an order that reverses from round to round.
+    """Time all candidates in turn, each one call or several; every round visits each, in an order that then reverses.
 
-    `warmup` calls per candidate are not timed, nor is the one that `memory` is read from. There are `rounds` rounds,
-    and more until `seconds` per candidate have passed; once `patience` seconds are over, two rounds are enough. The
-    clock must wait for the device, as torch's benchmark timer does.
+    A visit passes over the calls of a candidate, for all candidates equally often. `warmup` first calls of each are not
+    timed, nor is the one that `memory` is read from. There are `rounds` rounds, and more until `seconds` per candidate
+    have passed; once `patience` seconds are over, two rounds are enough. The clock must wait for the device, as torch's
+    benchmark timer does.
     """
-    entries = {name: _Candidate(call) for name, call in candidates.items()}
+    entries = {name: _candidate(calls) for name, calls in candidates.items()}
+    quickest = math.inf
     for entry in entries.values():
+        first = entry.calls[0]
         for _ in range(max(warmup - 1, 0)):
-            entry.call()
+            first()
         if memory:
-            entry.peak_mib = peak_mib(entry.call, setting.device)
-        taken = max(_time(entry.call, clock), 1e-9) if warmup else VISIT_SECONDS
-        entry.per_visit = max(1, min(int(VISIT_SECONDS / taken), 100))
+            entry.peak_mib = peak_mib(first, setting.device)
+        taken = max(_time(first, clock), 1e-9) if warmup else VISIT_SECONDS
+        quickest = min(quickest, taken * len(entry.calls))
+    passes = max(1, min(int(VISIT_SECONDS / quickest), MOST_PASSES))
     began, finished = clock(), 0
     while not _enough(finished, clock() - began, rounds, seconds * len(entries), patience):
         order = list(entries.values())
         for entry in order if finished % 2 == 0 else reversed(order):
-            for _ in range(entry.per_visit):
-                entry.seconds.append(_time(entry.call, clock))
+            entry.visit(passes, clock)
         finished += 1
     return {
         name: Latency(
-            p50_ms=1e3 * _quantile(entry.seconds, 0.5),
-            p90_ms=1e3 * _quantile(entry.seconds, 0.9),
-            runs=len(entry.seconds),
+            p50_ms=entry.milliseconds(0.5),
+            p90_ms=entry.milliseconds(0.9),
+            runs=sum(map(len, entry.seconds)),
             setting=setting,
             peak_mib=entry.peak_mib,
         )
         for name, entry in entries.items()
     }
+
+
+def _candidate(calls: Call | Sequence[Call]) -> _Candidate:
+    listed = [calls] if callable(calls) else list(calls)
+    return _Candidate(listed, [[] for _ in listed])
 
 
 def _enough(finished: int, passed: float, rounds: int, seconds: float, patience: float) -> bool:
@@ -114,7 +138,7 @@ def _enough(finished: int, passed: float, rounds: int, seconds: float, patience:
     return passed >= patience or (finished >= rounds and passed >= seconds)
 
 
-def _time(call: Callable[[], object], clock: Callable[[], float]) -> float:
+def _time(call: Call, clock: Callable[[], float]) -> float:
     start = clock()
     call()
     return clock() - start

@@ -1,10 +1,12 @@
-"""How fast models are on real samples, side by side in one run."""
+"""How fast models are on real samples, side by side in one run.
+
+Every visit to a model runs the same batches, and its multiply-adds are those of exactly these batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import cycle
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,19 +17,27 @@ from madtp_cli.data.batch import Batch, Split
 from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.evaluate import mixed
 from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
-from madtp_cli.engine.tally import Tally
 from madtp_cli.engine.tasks.base import Normalisation, arguments
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.results import Speed
 
 BATCH_SIZES = (1, 32)
-# Models go through the same samples in the same order, so the quantiles are over samples too.
 SAMPLES = 64
 SECONDS = 1.0  # per model and batch size
 PATIENCE = 60.0  # seconds per batch size, after which large models are timed in fewer rounds
-COUNT_BATCH = 16
+# A visit to the dearest model, unpruned, computes at most this much, or a single batch: not all samples where those
+# would take minutes. A number of multiply-adds, so that the batches do not depend on the machine.
+VISIT_MACS = 1e12
 
 Candidate = tuple[PrunedModel, Sequence[Batch]]  # a model and the samples, batches of one, that it runs
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Latency of a batch, and the mean cost in MACs of the samples in the batches that were timed."""
+
+    latency: Latency
+    macs: float
 
 
 def time_models(
@@ -36,29 +46,32 @@ def time_models(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     precision: str = "fp32",
     seconds: float = SECONDS,
-) -> dict[int, dict[str, Latency]]:
-    """Time models in turn, each on its samples; every size needs at least as many of them.
+) -> dict[int, dict[str, Timed]]:
+    """Time models in turn, each on its own form of the same samples; every size needs at least as many of them.
 
-    Returns the latency of a whole batch by batch size and model. Pixels are normalised and on the device before the
-    clock starts.
+    Returns what was found by batch size and model. Pixels are normalised and on the device before the clock starts.
     """
-    found: dict[int, dict[str, Latency]] = {}
+    device = next(next(iter(candidates.values()))[0].parameters()).device
+    found: dict[int, dict[str, Timed]] = {}
     for size in sorted(set(batch_sizes)):
-        device = next(next(iter(candidates.values()))[0].parameters()).device
         setting = Setting(size, str(device), precision, attention_used(device, precision))
-        calls = {name: _call(model, samples, size, precision) for name, (model, samples) in candidates.items()}
-        found[size] = compare(calls, setting, seconds=seconds, patience=PATIENCE)
+        rows = _rows(candidates, size)
+        batches = {
+            name: [join_samples(samples[row : row + size]) for row in rows] for name, (_, samples) in candidates.items()
+        }
+        calls = {name: _calls(model, batches[name], precision) for name, (model, _) in candidates.items()}
+        timed = compare(calls, setting, seconds=seconds, patience=PATIENCE)
+        # Counted afterwards: whoever has to run for it would have been warmed up by it.
+        found[size] = {
+            name: Timed(timed[name], _macs(model, batches[name], calls[name]))
+            for name, (model, _) in candidates.items()
+        }
     return found
 
 
-def speeds(
-    timed: Mapping[int, Mapping[str, Latency]], macs: Mapping[str, float], dense: str = "dense"
-) -> dict[str, Speed]:
-    """Turn latencies by batch size and model into one record per model, compared with the one named `dense`.
-
-    macs: what the samples that were timed cost on average, by model.
-    """
-    return {name: _speed(name, timed, macs, dense) for name in macs}
+def speeds(timed: Mapping[int, Mapping[str, Timed]], dense: str = "dense") -> dict[str, Speed]:
+    """Turn what was found by batch size and model into one record per model, compared with the one named `dense`."""
+    return {name: _speed(name, timed, dense) for name in next(iter(timed.values()))}
 
 
 def compare_latency(
@@ -73,12 +86,11 @@ def compare_latency(
     """Time models on samples of a split, and compare them with the one named `dense`, if there is one."""
     drawn = spread_samples(data, samples)
     candidates = {name: (model, fit_samples(drawn, model, normalise)) for name, model in models.items()}
-    timed = time_models(candidates, batch_sizes=batch_sizes, seconds=seconds)
-    return speeds(timed, {name: _mean_macs(*candidate) for name, candidate in candidates.items()})
+    return speeds(time_models(candidates, batch_sizes=batch_sizes, seconds=seconds))
 
 
-def _speed(name: str, timed: Mapping[int, Mapping[str, Latency]], macs: Mapping[str, float], dense: str) -> Speed:
-    found = {str(size): by_model[name] for size, by_model in timed.items()}
+def _speed(name: str, timed: Mapping[int, Mapping[str, Timed]], dense: str) -> Speed:
+    found = {str(size): by_model[name].latency for size, by_model in timed.items()}
     speed = Speed(
         latency_ms={size: each.p50_ms for size, each in found.items()},
         latency_p90_ms={size: each.p90_ms for size, each in found.items()},
@@ -86,42 +98,56 @@ def _speed(name: str, timed: Mapping[int, Mapping[str, Latency]], macs: Mapping[
         samples_per_second={size: each.samples_per_second for size, each in found.items()},
         peak_mib={size: each.peak_mib for size, each in found.items() if each.peak_mib is not None},
     )
-    if name == dense or dense not in macs:
+    if name == dense or any(dense not in by_model for by_model in timed.values()):
         return speed
-    macs_ratio = macs[name] / macs[dense]
-    times = {str(size): by_model[name].p50_ms / by_model[dense].p50_ms for size, by_model in timed.items()}
-    shares = {size: efficiency(ratio, macs_ratio) for size, ratio in times.items()}
+    macs = {str(size): by_model[name].macs / by_model[dense].macs for size, by_model in timed.items()}
+    times = {
+        str(size): by_model[name].latency.p50_ms / by_model[dense].latency.p50_ms for size, by_model in timed.items()
+    }
+    shares = {size: efficiency(times[size], macs[size]) for size in times}
     return replace(
         speed,
-        macs_ratio=macs_ratio,
+        macs_ratio=macs,
         time_ratio=times,
         efficiency={size: share for size, share in shares.items() if share is not None},
     )
 
 
+def _rows(candidates: Mapping[str, Candidate], size: int) -> list[int]:
+    """Choose the first samples of the batches to time, evenly spread; samples that fill no batch stay out."""
+    fewest = min(len(samples) for _, samples in candidates.values())
+    dearest = max(_dense_macs(model, samples) for model, samples in candidates.values())
+    whole = fewest // size
+    assert whole, f"{fewest} samples fill no batch of {size}"
+    count = max(1, min(whole, int(VISIT_MACS / (dearest * size))))
+    return [size * (index * whole // count) for index in range(count)]
+
+
+def _dense_macs(model: PrunedModel, samples: Sequence[Batch]) -> float:
+    """Return what samples cost on average without pruning, by arithmetic."""
+    lengths = [length for sample in samples for length in sample.text_lengths]
+    return total(model.dense_macs(lengths)).double().mean().item()
+
+
 @torch.inference_mode()
-def _mean_macs(model: PrunedModel, samples: Sequence[Batch]) -> float:
+def _macs(model: PrunedModel, batches: Sequence[Batch], calls: Sequence[Callable[[], Any]]) -> float:
     """Return what samples cost on average; a dense model need not run for that."""
     if model.plan is None or not model.strength:
-        lengths = [length for sample in samples for length in sample.text_lengths]
-        return total(model.dense_macs(lengths)).double().mean().item()
-    tally, device = Tally(), next(model.parameters()).device
-    for start in range(0, len(samples), COUNT_BATCH):
-        given = arguments(join_samples(samples[start : start + COUNT_BATCH]), Normalisation(), device)
-        tally.add(model, model(**given))
-    return 1e9 * tally.gmacs
+        return _dense_macs(model, batches)
+    return torch.cat([total(model.macs(call())) for call in calls]).double().mean().item()
 
 
-def _call(model: PrunedModel, samples: Sequence[Batch], size: int, precision: str) -> Callable[[], object]:
-    """Make a call that runs the next batch at every turn."""
+def _calls(model: PrunedModel, batches: Sequence[Batch], precision: str) -> list[Callable[[], Any]]:
+    """Make one call for every batch."""
     model.eval()
     device = next(model.parameters()).device
-    joined = [join_samples(samples[row : row + size]) for row in range(0, len(samples) - size + 1, size)]
-    prepared = cycle([arguments(batch, Normalisation(), device) for batch in joined])
+    return [_call(model, arguments(batch, Normalisation(), device), precision, device) for batch in batches]
 
+
+def _call(model: PrunedModel, given: Mapping[str, Any], precision: str, device: torch.device) -> Callable[[], Any]:
     @torch.inference_mode()
-    def call() -> object:
+    def call() -> Any:
         with mixed(precision, device):
-            return model(**next(prepared))
+            return model(**given)
 
     return call

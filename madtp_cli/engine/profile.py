@@ -94,16 +94,17 @@ def profile_checkpoint(
     compared = None if baseline is None else open_checkpoint(baseline)
     models = {"pruned": model} | ({} if compared is None else {"baseline": compared.build().to(where)})
     sizes = tuple(sorted({1, *(batch_sizes or BATCH_SIZES)}))
-    samples: dict[str, list[Batch]] = {}
     if subject.data is None:
         assert tokens is not None
         costs = {"pruned": dense_costs(model, [tokens])}
     else:
-        drawn = spread_samples(subject.data, max(SAMPLES, *sizes) if latency else SAMPLES)
-        samples = {name: fit_samples(drawn, each, subject.normalise, tokens) for name, each in models.items()}
+        samples = _samples(subject, models, SAMPLES, tokens)
         costs = {name: _count(each, samples[name], counter, console, name) for name, each in models.items()}
     costed = {name: _in_convention(each, costs[name], convention) for name, each in models.items()}
-    speed = _speeds(models, samples, costs, sizes, chosen) if latency else dict.fromkeys(models, results.Speed())
+    speed = dict.fromkeys(models, results.Speed())
+    if latency:
+        # Costs must not depend on the batch sizes: those of the samples above, whatever more a large batch needs.
+        speed = _speeds(models, _samples(subject, models, max(SAMPLES, *sizes), tokens), sizes, chosen)
     dense = _side(costed["pruned"], speed["dense"], dense=True) if latency else None
     return replace(
         costed["pruned"],
@@ -248,23 +249,26 @@ def _in_convention(model: PrunedModel, costs: Costs, convention: str) -> results
     )
 
 
+def _samples(
+    subject: Subject, models: Mapping[str, PrunedModel], count: int, tokens: int | None
+) -> dict[str, list[Batch]]:
+    """Draw so many samples, and fit them to every model."""
+    assert subject.data is not None
+    drawn = spread_samples(subject.data, count)
+    return {name: fit_samples(drawn, each, subject.normalise, tokens) for name, each in models.items()}
+
+
 def _speeds(
-    models: Mapping[str, PrunedModel],
-    samples: Mapping[str, list[Batch]],
-    costs: Mapping[str, Costs],
-    sizes: Sequence[int],
-    precision: str,
+    models: Mapping[str, PrunedModel], samples: Mapping[str, list[Batch]], sizes: Sequence[int], precision: str
 ) -> dict[str, results.Speed]:
-    """Time all models, and the pruned one without pruning: `dense`, which is the model itself if it prunes nothing."""
-    candidates = {name: (model, samples[name]) for name, model in models.items()}
-    # By arithmetic, whoever counted: another counter sees a few of the samples only.
-    macs = {name: _total(costs[name].measured) for name in models}
-    dense = "dense" if prunes(models["pruned"]) else "pruned"
-    if dense not in models:
-        candidates = {dense: (at_strength(models["pruned"], 0), samples["pruned"]), **candidates}
-        macs[dense] = _total(costs["pruned"].dense_measured)
-    found = speeds(time_models(candidates, batch_sizes=sizes, precision=precision), macs, dense)
-    return {**found, "dense": found[dense]}
+    """Time all models beside `dense`, the one named pruned at strength 0; one that prunes nothing is that already."""
+    pruned = models["pruned"]
+    candidates = {"dense": (at_strength(pruned, 0), samples["pruned"])}
+    candidates |= {
+        name: (model, samples[name]) for name, model in models.items() if model is not pruned or prunes(pruned)
+    }
+    found = speeds(time_models(candidates, batch_sizes=sizes, precision=precision))
+    return {"pruned": found["dense"], **found}
 
 
 def _count(model: PrunedModel, samples: Sequence[Batch], counter: str, console: Console, name: str) -> Costs:
@@ -280,11 +284,6 @@ def _count(model: PrunedModel, samples: Sequence[Batch], counter: str, console: 
         f"the analytic count is {expected / 1e9:.6g} ({100 * (found.macs / expected - 1):+.3f}%)"
     )
     return replace(exact, dense=found.dense, modules=found.modules, uncounted=found.uncounted)
-
-
-def _total(found: passes.Measured | None) -> float:
-    assert found is not None
-    return sum(found.macs.values())
 
 
 def _arguments(sample: Batch, device: torch.device) -> tuple[Any, ...]:

@@ -134,7 +134,7 @@ def latency_table(result: ProfileResult) -> Table:
     for (batch, name, speed), first, last in _with_group_ends(rows):
         ratios = (
             _times(speed.time_ratio.get(batch)),
-            _times(speed.macs_ratio),
+            _times(speed.macs_ratio.get(batch)),
             f"{speed.efficiency[batch]:.2f}" if batch in speed.efficiency else "",
         )
         table.add_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -70,6 +71,26 @@ def test_fast_calls_are_repeated_and_time_is_filled() -> None:
     found = compare({"a": machine.work("a", lambda: 0.001)}, SETTING, seconds=1, rounds=2, clock=machine.clock)["a"]
     assert found.runs % 49 == 0 or found.runs % 50 == 0
     assert found.runs * 0.001 >= 1
+
+
+def test_candidates_of_several_calls_are_compared_on_all_of_them() -> None:
+    """b takes half of a's time for every call. Figures are the mean of the calls' medians: (0.96 + 3) / 2 ms, and half.
+
+    By its first call, two of which would take 0.96 ms, a visit of 50 ms holds 52 passes over b; a has as many.
+    """
+    machine = Machine()
+    milliseconds = {"a": (0.96, 3), "b": (0.48, 1.5)}
+    calls = {
+        name: [machine.work(f"{name}{row}", functools.partial(float, ms / 1e3)) for row, ms in enumerate(each)]
+        for name, each in milliseconds.items()
+    }
+    found = compare(calls, SETTING, seconds=0, rounds=3, memory=False, clock=machine.clock)
+    assert [found[name].p50_ms for name in "ab"] == pytest.approx([1.98, 0.99])
+    assert [found[name].p90_ms for name in "ab"] == pytest.approx([1.98, 0.99])
+    assert found["a"].runs == found["b"].runs == 3 * 2 * 52
+    assert {name: machine.log[4:].count(name) for name in ("a0", "a1", "b0", "b1")} == dict.fromkeys(
+        ("a0", "a1", "b0", "b1"), 3 * 52
+    )
 
 
 def test_a_measurement_says_what_it_was_taken_with() -> None:

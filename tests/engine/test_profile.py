@@ -151,15 +151,14 @@ def test_time_saved_stands_beside_what_was_saved(pruned: str, tmp_path: Path) ->
     assert other is not None
     assert dense.latency_ms == found.dense_latency_ms
     assert (dense.gmacs, dense.params) == (found.gmacs.dense, found.params)
-    assert (dense.macs_ratio, dense.time_ratio, dense.efficiency) == (None, {}, {})
-    assert found.macs_ratio == pytest.approx(1 - found.gmacs.reduction)
-    assert other.macs_ratio == pytest.approx(other.gmacs / found.gmacs.dense)
+    assert (dense.macs_ratio, dense.time_ratio, dense.efficiency) == ({}, {}, {})
+    assert found.macs_ratio["1"] == pytest.approx(1 - found.gmacs.reduction)
+    assert other.macs_ratio["1"] == pytest.approx(other.gmacs / found.gmacs.dense)
     speeds: list[Speed] = [found, other]
     for speed in speeds:
-        assert speed.macs_ratio is not None
         for size, ratio in speed.time_ratio.items():
             assert ratio == pytest.approx(speed.latency_ms[size] / dense.latency_ms[size])
-            assert speed.efficiency[size] == pytest.approx((1 - ratio) / (1 - speed.macs_ratio))
+            assert speed.efficiency[size] == pytest.approx((1 - ratio) / (1 - speed.macs_ratio[size]))
         assert set(speed.efficiency) == set(speed.peak_mib) == set(speed.latency_runs) == {"1", "3"}
     assert found.samples_per_second["3"] == pytest.approx(3e3 / found.latency_ms["3"])
     assert dense.peak_mib["3"] > dense.peak_mib["1"]
@@ -174,7 +173,16 @@ def test_the_backend_in_force_goes_with_the_figures(pruned: str) -> None:
 def test_ratios_are_of_the_samples_that_were_timed(pruned: str) -> None:
     """A second opinion sees four of six samples; the ratio beside the times is still that of all six."""
     found = run(pruned, latency=True, batch_sizes=[1], counter="torch")
-    assert found.macs_ratio == pytest.approx(1 - run(pruned).gmacs.reduction)
+    assert found.macs_ratio == {"1": pytest.approx(1 - run(pruned).gmacs.reduction)}
+
+
+def test_costs_do_not_depend_on_the_batch_size(pruned: str) -> None:
+    """A batch of nine needs more samples than the six that are counted; the cost stays that of the six."""
+    wanted = run(pruned)
+    found = run(pruned, latency=True, batch_sizes=[9])
+    assert (found.gmacs, found.layers, found.tokens_kept) == (wanted.gmacs, wanted.layers, wanted.tokens_kept)
+    assert found.modules == wanted.modules
+    assert found.macs_ratio["9"] != pytest.approx(1 - wanted.gmacs.reduction, abs=1e-6)
 
 
 def test_tokens_kept_are_the_mean_over_layers(pruned: str) -> None:
@@ -194,7 +202,7 @@ def test_a_dense_model_is_its_own_dense_model(tmp_path: Path) -> None:
     assert found.gmacs.reduction == 0
     assert found.latency_ms == found.dense_latency_ms
     assert found.tokens_kept == {"vision": 1.0, "text": 1.0}
-    assert (found.macs_ratio, found.time_ratio, found.efficiency) == (None, {}, {})
+    assert (found.macs_ratio, found.time_ratio, found.efficiency) == ({}, {}, {})
     assert found.dense is not None
     assert found.peak_mib == found.dense.peak_mib
     assert not [module for module in found.modules if "pruning" in module.name]

@@ -49,9 +49,9 @@ BASELINE = Side(
     gmacs=0.25,
     params=1,
     latency_ms={"1": 15.0, "32": 12345.6},
-    macs_ratio=0.5,
+    macs_ratio={"1": 0.5, "32": 0.45},
     time_ratio={"1": 0.75, "32": 20.576},
-    efficiency={"1": 0.5, "32": -39.15},
+    efficiency={"1": 0.5, "32": -35.59},
 )
 
 
@@ -67,7 +67,7 @@ def profile(**changes: Any) -> ProfileResult:
         "latency_runs": {"32": 6, "1": 88},
         "samples_per_second": {"32": 106.67, "1": 100.0},
         "peak_mib": {"32": 1234.4, "1": 1.794},
-        "macs_ratio": 0.4,
+        "macs_ratio": {"32": 0.4, "1": 0.4},
         "time_ratio": {"32": 0.5, "1": 0.5},
         "efficiency": {"32": 0.8333, "1": 0.8333},
         "dense": DENSE,
@@ -128,13 +128,13 @@ def test_latency_table_shows_time_beside_multiply_adds() -> None:
         ["baseline", "15.0", "ms", "x0.75", "x0.50", "0.50"],
         ["32", "dense", "600", "ms", "620", "ms", "6"],
         ["pruned", "300", "ms", "310", "ms", "6", "x0.50", "x0.40", "0.83"],
-        ["baseline", "12346", "ms", "x20.58", "x0.50", "-39.15"],
+        ["baseline", "12346", "ms", "x20.58", "x0.45", "-35.59"],
     ]
 
 
 def test_without_a_saving_there_is_no_efficiency() -> None:
     """A baseline as dear as the dense model: two ratios, nothing to divide by."""
-    dear = replace(BASELINE, macs_ratio=1.0, efficiency={})
+    dear = replace(BASELINE, macs_ratio={"1": 1.0, "32": 1.0}, efficiency={})
     assert ["baseline", "15.0", "ms", "x0.75", "x1.00"] in rows_of(latency_table(profile(baseline=dear)))
 
 
@@ -148,7 +148,7 @@ def test_throughput_table_has_samples_and_memory() -> None:
 
 def test_a_dense_model_has_one_row_and_no_ratios() -> None:
     """Nothing pruned, nothing to compare: the columns of what is saved are not there."""
-    none: dict[str, Any] = {"macs_ratio": None, "time_ratio": {}, "efficiency": {}}
+    none: dict[str, Any] = {"macs_ratio": {}, "time_ratio": {}, "efficiency": {}}
     dense = profile(gmacs=Gmacs(dense=0.5, pruned=0.5, reduction=0.0), **none)
     assert [(batch, name) for batch, name, _ in timed(dense)] == [("1", "dense"), ("32", "dense")]
     assert rows_of(latency_table(dense))[0] == ["batch", "model", "p50", "p90", "runs"]
