@@ -125,16 +125,20 @@ class TowerAlignment:
     def aligned(self, pooled: Sequence[Tensor]) -> Tensor:
         """Map what was pooled in every layer, from the first one on, and sum it: aligned features F [B, K, d]."""
         if self._alignment.projection == "per_layer":
-            return torch.stack([self._mapped(each, layer) for layer, each in enumerate(pooled)]).sum(0)
+            return _sum([self._mapped(each, layer) for layer, each in enumerate(pooled)])
         # Layers share their map, if there is one: their sum goes through it, and its bias counts once per layer.
-        total = torch.stack(tuple(pooled)).sum(0)
-        return self._mapped(total, 0, times=len(pooled))
+        return self._mapped(_sum(pooled), 0, times=len(pooled))
 
     def _mapped(self, pooled: Tensor, layer: int, times: int = 1) -> Tensor:
         linear_map = self._alignment.map_of(self._tower, layer)
         if linear_map is None:
             return pooled
         return linear(pooled.to(linear_map.weight.dtype), linear_map.weight, times * linear_map.bias).float()
+
+
+def _sum(layers: Sequence[Tensor]) -> Tensor:
+    """Add up one by one: a stack of them all would be new memory the size of all."""
+    return sum(layers[1:], start=layers[0])
 
 
 class _Pool(torch.autograd.Function):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -129,9 +130,9 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
             if batch.samples:  # none where every image of it was broken, and tolerated
                 rate = float(schedulers[-1].get_last_lr()[0])  # of this step: stepping moves on to the next one's
                 output: StepOutput = module(batch)
-                _update(output, run.step, module, accelerator, optimizers, schedulers, settings.clip_norm)
+                losses = _update(output, run.step, module, accelerator, optimizers, schedulers, settings.clip_norm)
                 run.seconds = time.monotonic() - began
-                report = _report(job, run, output, rate)
+                report = _report(job, run, output, losses, rate)
                 if job.controller:
                     job.step.student.strength = job.controller.update(output.reduction, run.step / settings.steps)
                 progress.step(report)
@@ -171,17 +172,21 @@ def _update(
     optimizers: list[AcceleratedOptimizer],
     schedulers: list[AcceleratedScheduler],
     clip_norm: float,
-) -> None:
-    """Follow the gradient of a step's loss; raises MadtpError if it is no number."""
-    loss = torch.stack(list(output.losses.values())).sum()
-    if not math.isfinite(loss.item()):
-        raise MadtpError(f"the loss is {loss.item()} at step {step}; try a lower training.learning_rate")
-    accelerator.backward(loss)
+) -> dict[str, float]:
+    """Follow the gradient of a step's loss and return its parts and total; raises MadtpError if it is no number."""
+    parts = torch.stack(list(output.losses.values()))
+    accelerator.backward(parts.sum())
     accelerator.clip_grad_norm_(module.parameters(), clip_norm)
     for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+    # Read last and at once: until then a GPU is given work without being waited for.
+    losses = dict(zip(output.losses, parts.tolist(), strict=True))
+    total = sum(losses.values())
+    if not math.isfinite(total):
+        raise MadtpError(f"the loss is {total} at step {step}; try a lower training.learning_rate")
+    return {**losses, "total": total}
 
 
 def _prepare(
@@ -212,15 +217,14 @@ def _prepare(
     )
 
 
-def _report(job: Job, run: Run, output: StepOutput, learning_rate: float) -> StepReport:
+def _report(job: Job, run: Run, output: StepOutput, losses: Mapping[str, float], learning_rate: float) -> StepReport:
     """Describe one step for people and for metrics.jsonl."""
     plan = job.step.student.plan
-    losses = {name: part.item() for name, part in output.losses.items()}
     target = job.controller.target(run.step / job.settings.steps) if job.controller else None
     return StepReport(
         step=run.step,
         steps=job.settings.steps,
-        losses={**losses, "total": sum(losses.values())},
+        losses=losses,
         learning_rate=learning_rate,
         seconds=run.seconds,
         gmacs=output.macs / 1e9 if plan else None,
