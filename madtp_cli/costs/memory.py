@@ -7,20 +7,27 @@ themselves, such as the scratch space of oneDNN and MKL.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
 from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import MEMORY_EVENT_NAME
 
+_LEVEL = "KINETO_LOG_LEVEL"
+
 
 def peak_mib(call: Callable[[], object], device: str) -> float | None:
-    """Run a call and return the most that it added to the memory in use; None on devices that nothing can tell of."""
+    """Run a call and return the most that it added to the memory in use, 0 if it only frees.
+
+    None, without running it, where nothing can tell: on other devices, and on a CPU that somebody is profiling already.
+    """
     kind = torch.device(device).type
     if kind == "cuda":
         return _of_cuda(call, device) / 2**20
-    return _of_cpu(call) / 2**20 if kind == "cpu" else None
+    # A profiler within another one ends both.
+    return _of_cpu(call) / 2**20 if kind == "cpu" and not torch.autograd._profiler_enabled() else None
 
 
 def _of_cuda(call: Callable[[], object], device: str) -> int:
@@ -34,9 +41,7 @@ def _of_cuda(call: Callable[[], object], device: str) -> int:
 
 def _of_cpu(call: Callable[[], object]) -> int:
     """Add up the allocations and frees that the profiler saw, in order."""
-    # Kineto tells stderr of every start and stop at its usual level, which it reads once, when it is first used.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with profile(profile_memory=True) as profiled:
+    with _quiet_kineto(), profile(profile_memory=True) as profiled:
         call()
     assert profiled.kineto_results is not None
     changes = [
@@ -45,4 +50,17 @@ def _of_cpu(call: Callable[[], object]) -> int:
         if event.name() == MEMORY_EVENT_NAME and event.device_type().name == "CPU"
     ]
     in_order = (size for _, size in sorted(changes, key=lambda change: change[0]))
-    return max(accumulate(in_order), default=0)
+    return max(accumulate(in_order, initial=0))
+
+
+@contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """Keep it from telling stderr of every start and stop: it reads its level once, when it is first used."""
+    if _LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LEVEL] = "6"
+    try:
+        yield
+    finally:
+        del os.environ[_LEVEL]

@@ -48,6 +48,36 @@ def test_other_devices_are_not_known() -> None:
     assert not calls
 
 
+def test_what_only_frees_adds_nothing() -> None:
+    """2 MiB given back: the most that was in use is what was there before."""
+    held = [torch.empty(2 * MIB)]
+    assert peak_mib(held.clear, "cpu") == 0
+
+
+def test_within_another_profiler_there_is_no_figure() -> None:
+    """Somebody else's profile goes on undisturbed, and the call is not made in vain."""
+    calls: list[int] = []
+    with torch.profiler.profile() as outer:
+        assert peak_mib(lambda: calls.append(1), "cpu") is None
+        torch.ones(2).add(1)
+    assert not calls
+    assert "aten::add" in [event.key for event in outer.key_averages()]
+
+
+@pytest.mark.parametrize("level", [None, "3"])
+def test_the_environment_stays_as_it_was(level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the call fails; a level that was chosen holds."""
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    if level is not None:
+        monkeypatch.setenv("KINETO_LOG_LEVEL", level)
+    seen = []
+    peak_mib(lambda: seen.append(os.environ["KINETO_LOG_LEVEL"]), "cpu")
+    assert seen == [level or "6"]
+    with pytest.raises(ZeroDivisionError):
+        peak_mib(lambda: 1 / 0, "cpu")
+    assert os.environ.get("KINETO_LOG_LEVEL") == level
+
+
 def test_nothing_is_printed() -> None:
     """The profiler's own messages stay out of a command's stderr."""
     script = (
