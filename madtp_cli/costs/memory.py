@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
-from torch.autograd.profiler import profile
+from torch.autograd import profiler
 from torch.autograd.profiler_util import MEMORY_EVENT_NAME
 
 _LEVEL = "KINETO_LOG_LEVEL"
@@ -27,7 +27,7 @@ def peak_mib(call: Callable[[], object], device: str) -> float | None:
     if kind == "cuda":
         return _of_cuda(call, device) / 2**20
     # A profiler within another one ends both.
-    return _of_cpu(call) / 2**20 if kind == "cpu" and not torch.autograd._profiler_enabled() else None
+    return _of_cpu(call) / 2**20 if kind == "cpu" and not profiler._is_profiler_enabled else None
 
 
 def _of_cuda(call: Callable[[], object], device: str) -> int:
@@ -41,7 +41,7 @@ def _of_cuda(call: Callable[[], object], device: str) -> int:
 
 def _of_cpu(call: Callable[[], object]) -> int:
     """Add up the allocations and frees that the profiler saw, in order."""
-    with _quiet_kineto(), profile(profile_memory=True) as profiled:
+    with _quiet_kineto(), profiler.profile(profile_memory=True) as profiled:
         call()
     assert profiled.kineto_results is not None
     changes = [
