@@ -341,7 +341,7 @@ def test_a_cache_is_asked_instead_of_the_teacher_after_a_stop_too(
 def test_a_cache_that_cannot_be_written_ends_the_run(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(CachedTeacher, "__init__", full)
