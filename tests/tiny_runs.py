@@ -15,9 +15,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from madtp_cli.data.batch import Split
+from madtp_cli.data.batch import Batch, Split
 from madtp_cli.engine import build_data, run
 from madtp_cli.engine.build_data import Splits
+from madtp_cli.engine.step import StepOutput, TrainingStep
 from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe, load_recipe
 from madtp_cli.recipe_yaml import Override
@@ -119,12 +120,13 @@ def watch(patch: pytest.MonkeyPatch, read: Callable[[str, int], None]) -> None:
     patch.setattr(run, "open_splits", open_splits)
 
 
-def interrupt_at(step: int) -> Callable[[str, int], None]:
-    """Press Ctrl-C while the training batch of a step, counted from 1, is read."""
-    reads = count(1)
+def interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Press Ctrl-C while a training step, counted from 1, is taken."""
+    steps, forward = count(1), TrainingStep.forward
 
-    def read(split: str, start: int) -> None:
-        if split == "train" and next(reads) == step:
+    def pressed(self: TrainingStep, batch: Batch) -> StepOutput:
+        if next(steps) == step:
             os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, batch)
 
-    return read
+    patch.setattr(TrainingStep, "forward", pressed)

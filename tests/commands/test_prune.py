@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from madtp_cli.cli import app
 from madtp_cli.results import PruneResult
-from tests.tiny_runs import FOLDER, PRUNE, interrupt_at, names, same, watch, weights, write_recipe
+from tests.tiny_runs import FOLDER, PRUNE, interrupt_at, names, same, weights, write_recipe
 
 Run = Callable[..., Any]
 
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_with_130_and_resume_goes_on(
 ) -> None:
     work = tmp_path / "out.partial"
     with monkeypatch.context() as patch:
-        watch(patch, interrupt_at(4))
+        interrupt_at(patch, 4)
         result = run("--json")
     assert result.exit_code == 130
     assert result.stdout == ""

@@ -290,7 +290,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
 ) -> None:
     recipe = tiny(tmp_path, PRUNE, checkpoint=dense)
     with monkeypatch.context() as patch:
-        watch(patch, interrupt_at(7))
+        interrupt_at(patch, 7)
         with pytest.raises(Interrupted, match=r"stopped at step 7 of 10; the state is saved in .*out\.partial"):
             train(recipe)
     assert left(tmp_path) == {"out.partial"}
@@ -327,7 +327,7 @@ def test_a_cache_is_asked_instead_of_the_teacher_after_a_stop_too(
     assert asked == [16] * 4
     recipe = tiny(tmp_path, PRUNE, *changes, checkpoint=dense)
     with monkeypatch.context() as patch:
-        watch(patch, interrupt_at(7))
+        interrupt_at(patch, 7)
         with pytest.raises(Interrupted):
             train(recipe)
     assert asked == [16] * 8

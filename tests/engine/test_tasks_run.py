@@ -24,7 +24,7 @@ from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.recipe import Recipe, load_recipe
 from madtp_cli.results import PruneResult
 from tests.engine.test_evaluate_checkpoint import run as evaluate
-from tests.tiny_runs import FOLDER, interrupt_at, names, same, tiny, train, watch, weights
+from tests.tiny_runs import FOLDER, interrupt_at, names, same, tiny, train, weights
 
 pytestmark = pytest.mark.usefixtures("untimed")
 
@@ -179,7 +179,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
         (tmp_path / name).mkdir()
     train(tiny(tmp_path / "whole", recipe), "finetune")
     with monkeypatch.context() as patch:
-        watch(patch, interrupt_at(2))
+        interrupt_at(patch, 2)
         with pytest.raises(Interrupted):
             train(tiny(tmp_path / "halves", recipe), "finetune")
     train(tiny(tmp_path / "halves", recipe), "finetune", resume=True)
