@@ -124,7 +124,8 @@ def _train(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, re
     """Fit, and `cache` what the teacher says; raises MadtpError if the disk refuses, the last good state is kept."""
     try:
         if cache and isinstance(job.step.teacher, Teacher):
-            job.step.teacher = CachedTeacher(job.step.teacher, job.folder, job.settings.precision)
+            samples = min(len(job.train), job.settings.steps * job.settings.batch_size)
+            job.step.teacher = CachedTeacher(job.step.teacher, job.folder, job.settings.precision, samples=samples)
         return fit(job, accelerator, progress, resume=resume)
     except OSError as error:
         raise MadtpError(

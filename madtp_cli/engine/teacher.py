@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 from madtp_cli.data.batch import Batch, QuestionBatch
 from madtp_cli.engine.losses import Lesson, LossWeights, distribution, guidance_target, squared_attention
 from madtp_cli.engine.tasks.base import Task
+from madtp_cli.errors import RecipeError
 from madtp_cli.models.base import Output, PrunedModel
 from madtp_cli.tokens import Spans
 
@@ -53,11 +55,11 @@ class Teacher:
         dense = self.run(batch, device, like)
         return Lesson(
             self.task.compared(dense) if self.logits else (),
-            dense.encoded if self.features else None,
+            dense.encoded.clone() if self.features else None,  # which backward may keep, unlike an inference tensor
             guidance_target(dense.probes, len(dense.images.spans)) if self.guidance and dense.probes else None,
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, batch: Batch, device: torch.device, like: Output) -> Output:
         """Run the model; nothing is kept for a backward pass."""
         output: Output = self.task.forward(self.model, batch, device, training=True, probe=self.guidance, like=like)
@@ -71,9 +73,13 @@ class CachedTeacher:
     beside them: what was written for other data, another teacher or precision is never read.
     """
 
-    def __init__(self, teacher: Teacher, folder: Path, precision: str) -> None:
-        """Keep the answers in a folder that exists; raises OSError if it cannot be written."""
+    def __init__(self, teacher: Teacher, folder: Path, precision: str, *, samples: int = 0) -> None:
+        """Keep the answers in a folder that exists, about so many samples in the end; 0 leaves that open.
+
+        Raises OSError if it cannot be written.
+        """
         self.teacher = teacher
+        self.samples = samples
         name = NAME.format(_identity(teacher, precision))
         for stale in folder.glob(NAME.format("*")):
             if stale.name != name:
@@ -81,16 +87,34 @@ class CachedTeacher:
         self.file = EntryFile(folder / name)
 
     def teach(self, batch: Batch, device: torch.device, like: Output) -> Lesson:
-        """Say what to learn from a batch; raises OSError if an answer cannot be written."""
+        """Say what to learn from a batch.
+
+        Raises RecipeError if the disk has no room for the answers to all samples, OSError if it refuses one.
+        """
         if not self.teacher.asked:
             return Lesson()
         keys = sample_keys(batch)
         known = self.file.read(keys)
         if len(known) < len(set(keys)):
             said = dict(zip(keys, _by_sample(self.teacher, batch, device, like), strict=True))
-            self.file.write({key: entry for key, entry in said.items() if key not in known})
+            new = {key: entry for key, entry in said.items() if key not in known}
+            self._check_room(new)
+            self.file.write(new)
             known = said | known
         return self._lesson([known[key] for key in keys], batch, device)
+
+    def _check_room(self, entries: Mapping[bytes, Entry]) -> None:
+        """Foresee with the first answers what all will take: words over a large vocabulary are a megabyte a sample."""
+        if self.file.path.stat().st_size:
+            return
+        each = sum(tensor.nbytes for entry in entries.values() for tensor in entry.values()) / len(entries)
+        needed, free = each * self.samples, shutil.disk_usage(self.file.path.parent).free
+        if needed > free:
+            raise RecipeError(
+                f"distillation.cache: the dense model's answers to {self.samples:,} samples take about "
+                f"{needed / 2**30:,.1f} GiB ({each / 2**20:.2f} MiB each), and {self.file.path.parent} has "
+                f"{free / 2**30:,.1f} GiB left; set it to false, or choose an --output with more room"
+            )
 
     def _lesson(self, entries: Sequence[Entry], batch: Batch, device: torch.device) -> Lesson:
         teacher, target = self.teacher, None

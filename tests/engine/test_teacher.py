@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from madtp_cli.engine.tasks.caption import Caption, Writing
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.tasks.vqa import Answering, Vqa
 from madtp_cli.engine.teacher import CachedTeacher, EntryFile, Teacher, sample_keys
+from madtp_cli.errors import RecipeError
 from tests.engine.tasks.tiny_shapes import LAYERS, PRUNED, make_model, processor, words_of
 
 WEIGHTS = LossWeights(features=0.1)
@@ -210,6 +213,28 @@ def test_entries_come_back_as_they_were(tmp_path: Path) -> None:
         for key, entry in ((b"1" * 16, one), (b"2" * 16, other)):
             assert found[key].keys() == entry.keys()
             assert all(found[key][name].equal(tensor) for name, tensor in entry.items())
+
+
+def test_a_disk_without_room_for_all_samples_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: a sample is two logits, its features and the patches of two images, in float32."""
+    usage = SimpleNamespace(free=2**26)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    batch, step = TASKS["nlvr2"][1].batch(0, 4), step_of(folder=tmp_path)
+    assert isinstance(step.teacher, CachedTeacher)
+    step.teacher.samples = 1_000_000
+    width, patches = step.student.config.text_config.hidden_size, step.student.image_tokens - 1
+    each = 4 * (2 + width + 2 * patches)
+    with pytest.raises(RecipeError) as caught:
+        step(batch)
+    assert str(caught.value) == (
+        "distillation.cache: the dense model's answers to 1,000,000 samples take about "
+        f"{each * 1e6 / 2**30:.1f} GiB ({each / 2**20:.2f} MiB each), and {tmp_path} has 0.1 GiB left; "
+        "set it to false, or choose an --output with more room"
+    )
+    usage.free = int(each * 1e6) + 1
+    step(batch)
 
 
 @pytest.mark.parametrize("cached", [False, True])
