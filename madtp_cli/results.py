@@ -175,7 +175,7 @@ class PruneResult(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult(Result):
-    """How good and how costly a checkpoint is on a split."""
+    """How good and how costly a checkpoint is on a split; `threads` and `attention_backend` are what it ran with."""
 
     checkpoint: str
     split: str
@@ -183,6 +183,8 @@ class EvaluateResult(Result):
     metrics: Mapping[str, float]
     gmacs: Gmacs
     predictions: str | None = None
+    threads: int | None = None
+    attention_backend: str | None = None
     broken_images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 

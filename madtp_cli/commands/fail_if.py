@@ -27,6 +27,7 @@ _COUNTED = ("gmacs", "reduction", "params", "tokens_kept", "baseline")
 _TIMED = (
     "latency_ms",
     "latency_p90_ms",
+    "latency_runs",
     "samples_per_second",
     "peak_mib",
     "macs_ratio",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from madtp_cli.attention import Backend, resolve, use_backend, varlen
@@ -30,3 +32,13 @@ def use_attention(name: Backend, device: str, precision: str) -> None:
 def attention_used(device: torch.device, precision: str) -> Backend:
     """Name what computes attention on a device in a precision, as figures report it: `auto` on a CPU only."""
     return resolve(device, TYPES[precision])
+
+
+def taken_with(device: torch.device, precision: str) -> dict[str, Any]:
+    """Say what figures were taken with, by the names that results have for it."""
+    return {
+        "device": str(device),
+        "dtype": precision,
+        "threads": torch.get_num_threads(),
+        "attention_backend": attention_used(device, precision),
+    }

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from madtp_cli import results
 from madtp_cli.engine import build
+from madtp_cli.engine.attention import taken_with
 from madtp_cli.engine.build_data import data_notes, open_splits
 from madtp_cli.engine.evaluate import batch_for, evaluate
 from madtp_cli.errors import SourceError, UsageError
@@ -47,6 +48,7 @@ def evaluate_checkpoint(
     data = open_splits(recipe, build.processor_of(opened, recipe.model.tokenizer), opened.folder)
     samples = data.named(split)  # before the task, which may read the training split's answers
     model = opened.build().to(where)
+    chosen = build.choose_precision(precision or "fp32", where)
     found = evaluate(
         model,
         data.task,
@@ -54,7 +56,7 @@ def evaluate_checkpoint(
         batch_size=batch_size or batch_for(recipe.training.batch_size),
         limit=limit,
         records=predictions is not None,
-        precision=build.choose_precision(precision or "fp32", where),
+        precision=chosen,
         final=True,
     )
     for note in (*opened.notes, *found.notes, *data_notes(data)):
@@ -67,8 +69,6 @@ def evaluate_checkpoint(
             raise UsageError(f"--predictions {predictions}: cannot be written: {error.strerror}") from None
     return results.EvaluateResult(
         command="evaluate",
-        device=str(where),
-        dtype=build.choose_precision(precision or "fp32", where),
         seed=seed if seed is not None else recipe.training.seed,
         checkpoint=checkpoint,
         split=split,
@@ -76,6 +76,7 @@ def evaluate_checkpoint(
         metrics=found.metrics,
         gmacs=results.Gmacs(dense=found.cost.dense_gmacs, pruned=found.cost.gmacs, reduction=found.cost.reduction),
         predictions=None if predictions is None else str(predictions),
+        **taken_with(where, chosen),
         broken_images=data.broken(),
     )
 

@@ -14,7 +14,7 @@ from madtp_cli import results
 from madtp_cli.costs import analytic, counters, published
 from madtp_cli.data.batch import Batch
 from madtp_cli.engine import build, passes
-from madtp_cli.engine.attention import attention_used
+from madtp_cli.engine.attention import taken_with
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, speeds, time_models
 from madtp_cli.engine.profile_subject import Subject, open_subject
 from madtp_cli.engine.samples import check_text_tokens, fit_samples, join_samples, spread_samples
@@ -109,7 +109,7 @@ def profile_checkpoint(
     return replace(
         costed["pruned"],
         **vars(speed["pruned"]),
-        **({} if subject.weightless else _setting(where, chosen)),
+        **({} if subject.weightless else taken_with(where, chosen)),
         seed=subject.seed,
         checkpoint=checkpoint,
         dense=dense,
@@ -296,16 +296,6 @@ def _parameters(model: PrunedModel) -> int:
 
 def _gmacs(dense: float, pruned: float) -> results.Gmacs:
     return results.Gmacs(dense=dense / 1e9, pruned=pruned / 1e9, reduction=1 - pruned / dense)
-
-
-def _setting(device: torch.device, precision: str) -> dict[str, Any]:
-    """Say what figures were taken with."""
-    return {
-        "device": str(device),
-        "dtype": precision,
-        "threads": torch.get_num_threads(),
-        "attention_backend": attention_used(device, precision),
-    }
 
 
 def _side(

@@ -80,7 +80,7 @@ def print_evaluation(console: Console, result: EvaluateResult) -> None:
         _line(console, _accuracy_sentence(result.metrics["accuracy"], result.samples))
     _line(console, _cost_sentence(result.gmacs.dense, result.gmacs.pruned))
     _print_table(console, _one_column_table(metric_rows(result.metrics)))
-    _print_facts(console, {"predictions": result.predictions or "", "run": _machine(result)})
+    _print_facts(console, {"predictions": result.predictions or "", "run": f"{_attention(result)}{_machine(result)}"})
 
 
 def print_profile(console: Console, result: ProfileResult) -> None:
@@ -110,12 +110,11 @@ def print_profile(console: Console, result: ProfileResult) -> None:
         _line(console, f"Not counted: {', '.join(result.uncounted)}", "yellow")
     sizes = {"batch size": result.batch_size, "text tokens": result.text_tokens}
     counted = [f"by {result.counter}", *(f"{name} {value}" for name, value in sizes.items() if value is not None)]
-    attention = "" if result.attention_backend is None else f"attention {result.attention_backend} "
     kept = [f"{wording.percent(share)} of {tower} tokens" for tower, share in result.tokens_kept.items()]
     facts = {
         "kept": f"{', '.join(kept)}, mean over layers" if kept and cost.dense != cost.pruned else "",
         "counted": ", ".join(counted),
-        "run": f"{attention}{_machine(result)}",
+        "run": f"{_attention(result)}{_machine(result)}",
     }
     _print_facts(console, facts)
 
@@ -128,8 +127,13 @@ def _machine(result: Result) -> str:
     """Name what the numbers were taken with."""
     seed = None if result.seed is None else f"seed {result.seed}"
     where = None if result.device is None else f"on {result.device}"
-    threads = wording.threads(result.threads) if isinstance(result, (PruneResult, ProfileResult)) else None
+    measured = (PruneResult, EvaluateResult, ProfileResult)
+    threads = wording.threads(result.threads) if isinstance(result, measured) else None
     return ", ".join(part for part in (where, threads, result.dtype, seed) if part is not None)
+
+
+def _attention(result: EvaluateResult | ProfileResult) -> str:
+    return "" if result.attention_backend is None else f"attention {result.attention_backend} "
 
 
 def _accuracy_sentence(accuracy: float, samples: int) -> str:

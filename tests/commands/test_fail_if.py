@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from madtp_cli.commands.fail_if import Condition, check, parse, parse_all
 from madtp_cli.errors import UsageError
+from madtp_cli.results import Gmacs, ProfileResult
 
 DOCUMENT: dict[str, Any] = {
     "schema_version": 1,
@@ -108,7 +111,8 @@ def test_all_conditions_are_evaluated() -> None:
         (
             "seed",
             "seed is not measured; there are gmacs, reduction, params, tokens_kept, baseline, latency_ms, "
-            "latency_p90_ms, samples_per_second, peak_mib, macs_ratio, time_ratio, efficiency, dense, dense_latency_ms",
+            "latency_p90_ms, latency_runs, samples_per_second, peak_mib, macs_ratio, time_ratio, efficiency, dense, "
+            "dense_latency_ms",
         ),
     ],
 )
@@ -125,6 +129,22 @@ def test_a_latency_needs_the_latency(name: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_all(["gmacs>1", f"{name}>3"], latency=False)
     assert str(error.value) == f"--fail-if '{name}>3': needs the latency; remove --no-latency"
+
+
+def test_every_name_in_the_docs_is_one() -> None:
+    """The table of docs/costs.md: each is accepted before anything is measured, and read from a profile's document."""
+    page = (Path(__file__).parents[2] / "docs/costs.md").read_text(encoding="utf-8")
+    table = page.partition("| figure | what it is | name |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    names = [name for row in table.splitlines() for name in re.findall(r"`([\w.]+)`", row.split(" | ")[-1])]
+    assert len(names) == 10
+    by_size = {name: {"8": 0.5} for name in names if "." not in name}
+    gmacs = Gmacs(dense=1.0, pruned=0.5, reduction=0.5)
+    profile = ProfileResult(command="profile", checkpoint=None, gmacs=gmacs, params=1, modules=())
+    kept = {"vision": 0.5, "text": 0.5}
+    document = {**profile.to_dict(), **by_size, "tokens_kept": kept}
+    assert set(by_size) <= set(profile.to_dict())
+    conditions = parse_all([f"{name}.8>0" if name in by_size else f"{name}>0" for name in names])
+    assert [threshold.value for threshold in check(conditions, document)] == [0.5] * len(names)
 
 
 def test_what_is_counted_needs_no_latency() -> None:

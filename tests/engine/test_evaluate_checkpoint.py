@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from madtp_cli.attention import backend
 from madtp_cli.data.samples import write_samples
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.evaluate import evaluate
@@ -61,6 +62,13 @@ def test_it_finds_what_the_run_found(pruned: Path) -> None:
     assert found.gmacs.reduction == pytest.approx(1 - found.gmacs.pruned / found.gmacs.dense)
     assert (found.command, found.checkpoint, found.split, found.samples) == ("evaluate", str(pruned), "test", 96)
     assert (found.device, found.dtype, found.seed, found.predictions) == ("cpu", "fp32", 42, None)
+    assert (found.threads, found.attention_backend) == (torch.get_num_threads(), "auto")
+
+
+def test_the_backend_in_force_goes_with_the_figures(pruned: Path) -> None:
+    """Forced for the whole process, as --attention does."""
+    with backend("padded"):
+        assert run(pruned, limit=4).attention_backend == "padded"
 
 
 def test_splits_limits_and_batches(pruned: Path) -> None:

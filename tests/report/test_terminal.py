@@ -223,6 +223,8 @@ def test_an_evaluation_gives_its_standard_error_and_cost() -> None:
     ]
     assert ["both", "95.0%"] in words(target)
     assert found[-2:] == ["predictions p.jsonl", "run         on cpu, float32, seed 0"]
+    show(replace(EVALUATION, attention_backend="padded", threads=2), target)
+    assert lines(target)[-1] == "run         attention padded on cpu, 2 threads, float32, seed 0"
 
 
 def test_a_dense_evaluation_says_that_nothing_is_pruned() -> None:
