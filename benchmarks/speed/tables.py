@@ -8,9 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.speed.measure import RaggedRow, Row
-
-# Where the slowest tenth of equal calls takes this many times the median, something else was running.
-STEADY = 1.3
+from madtp_cli.report import wording
 
 
 def speed_table(rows: Sequence[Row], fastest: float) -> Table:
@@ -38,12 +36,8 @@ def speed_table(rows: Sequence[Row], fastest: float) -> Table:
 def busy(rows: Sequence[Row]) -> Iterator[str]:
     """Say so where calls that do the same work took times too far apart to trust their median."""
     row = max(rows, key=lambda each: each.p90_ms / each.p50_ms)
-    spread = row.p90_ms / row.p50_ms
-    if spread > STEADY:
-        yield (
-            f"The machine was busy: of {row.runs} calls of {row.candidate} one in ten took {spread:.1f} times the "
-            "median or longer. Take the ratios as rough."
-        )
+    if warning := wording.busy(f"of {row.runs} calls of {row.candidate} one in ten", row.p50_ms, row.p90_ms):
+        yield warning
 
 
 def ragged_table(rows: Sequence[RaggedRow]) -> Table:

@@ -60,8 +60,10 @@ MeasuredPrecision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"] | None,
     typer.Option("--precision", help="Precision of the computation; fp32 by default."),
 ]
+# The names of madtp_cli.attention, which needs torch.
+Backend = Literal["auto", "segments", "varlen", "padded"]
 Attention = Annotated[
-    Literal["auto", "segments", "varlen", "padded"],
+    Backend,
     typer.Option(help="How attention reads samples of unequal length: docs/performance.md."),
 ]
 Seed = Annotated[

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
-from madtp_cli.commands.options import recipe_changes, verbosity
+from madtp_cli.commands.options import Backend, recipe_changes, verbosity
 from madtp_cli.commands.output import emit, open_console
 from madtp_cli.errors import BudgetError, RecipeError, UsageError
 from madtp_cli.recipe import Recipe, load_recipe
@@ -25,7 +25,7 @@ def run(
     overwrite: bool,
     device: str,
     precision: str | None,
-    attention: Literal["auto", "segments", "varlen", "padded"],
+    attention: Backend,
     seed: int | None,
     json_output: bool,
     verbose: int,

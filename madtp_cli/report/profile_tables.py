@@ -14,8 +14,6 @@ from madtp_cli.report import wording
 from madtp_cli.results import ModuleCost, ProfileResult, Speed
 
 _LAYER = re.compile(r"\.\d+(?=\.|$)")
-# Where the slowest tenth of equal calls takes this many times the median, something else was running.
-_STEADY = 1.3
 _WITHOUT_COST = "parts without cost of their own"
 
 
@@ -57,18 +55,15 @@ def timed(result: ProfileResult) -> Iterator[tuple[str, str, Speed]]:
 
 def busy(result: ProfileResult) -> str | None:
     """Say where times of the dense model, whose calls all do the same work, were too far apart to trust the ratios."""
-    spreads = {
-        batch: speed.latency_p90_ms[batch] / speed.latency_ms[batch]
+    calls = {
+        batch: (speed.latency_ms[batch], speed.latency_p90_ms[batch])
         for batch, name, speed in timed(result)
         if name == "dense" and batch in speed.latency_p90_ms
     }
-    batch = max(spreads, key=lambda size: spreads[size], default="")
-    if not batch or spreads[batch] < _STEADY:
+    if not calls:
         return None
-    return (
-        f"The machine was busy: at batch {batch} one in ten of the dense model's calls took {spreads[batch]:.1f} times "
-        "the median or longer. Take the ratios as rough."
-    )
+    batch, (p50_ms, p90_ms) = max(calls.items(), key=lambda entry: entry[1][1] / entry[1][0])
+    return wording.busy(f"at batch {batch} one in ten of the dense model's calls", p50_ms, p90_ms)
 
 
 def modules_table(result: ProfileResult, *, every_layer: bool = False) -> Table:

@@ -8,6 +8,8 @@ from rich.console import Console
 
 # Metrics that are shares in 0..1 and read as percent; `accuracy/<family>` counts as `accuracy`.
 _SHARES = {"accuracy", "consistency", "mean", "reduction", *(f"{way}@{k}" for way in ("tr", "ir") for k in (1, 5, 10))}
+# Where the slowest tenth of equal calls takes this many times the median, something else was running.
+STEADY = 1.3
 # Caption metrics, which papers give a hundredfold and without a unit.
 _HUNDREDFOLD = {"cider", "bleu4", "meteor", "spice", "cider_javafree", "bleu4_javafree"}
 
@@ -84,6 +86,14 @@ def milliseconds(value: float) -> str:
 def threads(number: int | None) -> str | None:
     """Write with how many CPU threads something ran: `2 threads`."""
     return None if number is None else f"{number} thread{'s' * (number > 1)}"
+
+
+def busy(which: str, p50_ms: float, p90_ms: float) -> str | None:
+    """Say so where one in ten of some calls that do the same work took too long to trust their median."""
+    spread = p90_ms / p50_ms
+    if spread < STEADY:
+        return None
+    return f"The machine was busy: {which} took {spread:.1f} times the median or longer. Take the ratios as rough."
 
 
 def throughput(value: float) -> str:

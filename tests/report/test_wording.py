@@ -99,3 +99,11 @@ def test_samples_per_second_have_three_figures(value: float, text: str) -> None:
 
 def test_threads_are_counted() -> None:
     assert [wording.threads(number) for number in (None, 1, 2)] == [None, "1 thread", "2 threads"]
+
+
+def test_a_busy_machine_is_one_where_equal_calls_take_unequal_times() -> None:
+    """From 1.3 times the median on."""
+    assert wording.busy("one in ten calls", 100, 129) is None
+    assert wording.busy("one in ten calls", 100, 130) == (
+        "The machine was busy: one in ten calls took 1.3 times the median or longer. Take the ratios as rough."
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from benchmarks.speed import schedule as schedule_module
 from benchmarks.speed.schedule import compaction_share, schedule_for, thin_config, with_given_selections
 from benchmarks.speed.subjects import SUBJECTS
 from madtp_cli.costs import analytic
@@ -12,6 +15,7 @@ from madtp_cli.engine.profile import at_strength
 from madtp_cli.errors import UsageError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.pruning import Madtp
+from madtp_cli.tokens import compact
 from tests.benchmarks.speed.tiny_subjects import model_and_inputs, tiny
 
 
@@ -48,10 +52,34 @@ def test_given_selections_prune_alike_and_score_nothing(name: str, monkeypatch: 
         assert [layer.leaving for layer in output.vision] == [layer.leaving for layer in wanted.vision]
 
 
-def test_compaction_is_a_share_of_the_pruned_pass_alone() -> None:
+def test_compaction_is_its_share_of_the_median_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that moves by 2 for every compaction, and by 5, 500 and 50 for all else in three passes."""
+    model, inputs = model_and_inputs("blip-nlvr2")
+    now, compactions, others = 0.0, 0, iter([5.0, 500.0, 50.0])
+
+    def timed_compact(*args: Any, **options: Any) -> Any:
+        nonlocal now, compactions
+        now, compactions = now + 2, compactions + 1
+        return compact(*args, **options)
+
+    def pass_begins(*_: object) -> None:
+        nonlocal now
+        now += next(others)
+
+    monkeypatch.setattr(schedule_module, "compact", timed_compact)
+    pruned = at_strength(model, 0.5)
+    handle = pruned.register_forward_pre_hook(pass_begins)
+    found = compaction_share(pruned, inputs, 3, lambda: now)
+    handle.remove()
+    assert compactions > 3
+    assert compactions % 3 == 0
+    spent = 2 * compactions / 3
+    assert found == pytest.approx(spent / (spent + 50))
+
+
+def test_a_dense_pass_compacts_nothing() -> None:
     model, inputs = model_and_inputs("blip-nlvr2")
     assert compaction_share(model, inputs, 1) == 0
-    assert 0 < compaction_share(at_strength(model, 0.5), inputs, 2) < 1
 
 
 def test_the_model_that_is_timed_stays_dense() -> None:
