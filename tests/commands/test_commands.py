@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from madtp_cli import errors
 from madtp_cli.cli import app
-from madtp_cli.commands import options
 from madtp_cli.recipe import Recipe
 from madtp_cli.results import Budget, EvaluateResult, Gmacs, ProfileResult, PruneResult, Result
 
@@ -224,10 +223,3 @@ def test_no_color_means_no_escape_codes(engine: Any, monkeypatch: pytest.MonkeyP
     outcome = PruneResult(command="[bold]prune[/bold]", checkpoint="x")
     engine(outcome)
     assert "\x1b" not in run("finetune", "--recipe", "quickstart").stdout
-
-
-def test_attention_names_the_backends_that_there_are() -> None:
-    """They are written twice, because `--help` imports no torch."""
-    from madtp_cli.attention import BACKENDS
-
-    assert sorted(get_args(options.Backend)) == sorted(BACKENDS)
