@@ -69,7 +69,9 @@ def print_run_report(console: Console, result: PruneResult, *, next_command: str
 def _trained_in(result: PruneResult) -> str:
     """Say what the steps ran in, where it is not what was measured in."""
     precision = result.training_precision
-    return "" if precision in (None, result.dtype) else f"; trained in {precision}, measured in {result.dtype}"
+    if result.dtype is None or precision in (None, result.dtype):
+        return ""
+    return f"; trained in {precision}, measured in {result.dtype}"
 
 
 def print_evaluation(console: Console, result: EvaluateResult) -> None:
