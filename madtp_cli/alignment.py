@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cosine_similarity, linear
 
-from madtp_cli.tokens import Spans
+from madtp_cli.tokens import Spans, gather
 
 Projection = Literal["shared", "per_layer", "none"]
 
@@ -182,16 +182,17 @@ def _rectangle(values: Tensor, spans: Spans) -> Tensor:
     if spans.uniform:
         return values.unflatten(0, (len(spans), -1))
     index, _ = spans.rectangle(values.device)
-    return values[index]
+    return gather(values, index)
 
 
 def _packed(values: Tensor, spans: Spans) -> Tensor:
     """Take the samples' values [B, longest, ...] back: [T, ...]."""
     if spans.uniform:
         return values.flatten(0, 1)
-    before = spans.spread(spans.start_index(values.device))
-    place = torch.arange(spans.total, device=values.device) - before
-    return values[spans.sample_index(values.device), place]
+    device, longest = values.device, values.shape[1]
+    before = longest * torch.arange(len(spans), device=device) - spans.start_index(device)  # [B]
+    place = torch.arange(spans.total, device=device) + spans.spread(before)
+    return gather(values.flatten(0, 1), place)
 
 
 def _fold_again(module: nn.Module, _: object) -> None:

@@ -15,7 +15,7 @@ from madtp_cli.attention import received, varlen
 from madtp_cli.attention.backends import BACKENDS, Backend, backend, backend_in_force, resolve, use_backend
 from madtp_cli.attention.rectangles import Rectangle, lay_out, packed
 from madtp_cli.attention.statistics import Statistics, Summary, Visible, score_tokens
-from madtp_cli.tokens import Spans
+from madtp_cli.tokens import Spans, gather
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, *, causal: bool = False) -> Tensor:
@@ -66,7 +66,7 @@ def attend_with_statistics(
 def attention_of_rows(q: Tensor, k: Tensor, keys: Spans) -> Tensor:
     """Return the probabilities of one query per span: q [B, H, D], k [Tk, H, D] -> [B, H, longest], 0 beyond a span."""
     index, mask = keys.rectangle(k.device)
-    scores = torch.einsum("bhd,bnhd->bhn", q, k[index]) * q.shape[-1] ** -0.5
+    scores = torch.einsum("bhd,bnhd->bhn", q, gather(k, index)) * q.shape[-1] ** -0.5
     return scores.masked_fill(~mask[:, None], float("-inf")).float().softmax(-1)
 
 

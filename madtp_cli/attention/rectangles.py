@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from madtp_cli.attention.backends import Backend
-from madtp_cli.tokens import Spans
+from madtp_cli.tokens import Spans, gather
 
 # One more rectangle costs about this many multiply-adds of fixed overhead on a CPU, whatever its size: `auto` pads
 # where padding computes less than that in excess.
@@ -44,12 +44,12 @@ class Rows:
         """Take values [T, H, D] as [b, H, N, D]."""
         if isinstance(self.index, slice):
             return values[self.index].unflatten(0, (self.spans, -1)).transpose(1, 2)
-        return values[self.index].transpose(1, 2)
+        return gather(values, self.index).transpose(1, 2)
 
     def packed(self, values: Tensor) -> Tensor:
         """Lay values [b, N, ...] of the real tokens end to end again: [t, ...]."""
         values = values.flatten(0, 1)
-        return values if self.real is None else values[self.real]
+        return values if self.real is None else gather(values, self.real)
 
     def places(self, total: int, device: torch.device) -> Tensor:
         """Return the places of the real tokens among the `total` packed ones: [t]."""
@@ -108,4 +108,4 @@ def packed(parts: Sequence[Tensor], rows: Sequence[Rows], total: int) -> Tensor:
         return parts[0]
     device = parts[0].device
     order = torch.cat([each.places(total, device) for each in rows]).argsort()
-    return torch.cat(list(parts))[order]
+    return gather(torch.cat(list(parts)), order)

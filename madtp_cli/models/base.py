@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from madtp_cli.alignment import Alignment
 from madtp_cli.costs import analytic
 from madtp_cli.models.tower import LayerTrace, PruningPlan, TowerOutput, run_tower
-from madtp_cli.tokens import Tokens
+from madtp_cli.tokens import Tokens, gather
 
 ImageIndex = Sequence[int] | Sequence[Sequence[int]]  # the image of every text, or its images
 
@@ -186,7 +186,7 @@ def passed(
     aligned = None
     if vision.aligned is not None and text.aligned is not None:
         index = torch.tensor(image_index, device=vision.aligned.device).view(len(text.aligned), -1)
-        aligned = vision.aligned[index].mean(1), text.aligned
+        aligned = gather(vision.aligned, index).mean(1), text.aligned
     return {
         "images": images,
         "vision": vision.trace,
