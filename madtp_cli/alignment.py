@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cosine_similarity, linear
 
-from madtp_cli.tokens import Spans, gather
+from madtp_cli.tokens import Spans
 
 Projection = Literal["shared", "per_layer", "none"]
 
@@ -153,10 +153,7 @@ class _Pool(torch.autograd.Function):
         ctx.spans, ctx.scale, ctx.dtype = spans, scale, logits.dtype
         exact = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            scores = _rectangle(logits, spans).to(exact) * scale  # [B, N, K]
-            if not spans.equal:
-                _, real = spans.rectangle(x.device)
-                scores.masked_fill_(~real[..., None], float("-inf"))
+            scores = spans.pad(logits.to(exact) * scale, float("-inf"))  # [B, N, K]
             scores[:, 0] = float("-inf")
             share = scores.softmax(1).to(x.dtype)
             if min(spans.lengths) == 1:
@@ -174,25 +171,7 @@ class _Pool(torch.autograd.Function):
         by_share = by_share.mul_(share)  # [B, N, K]
         by_scores = by_share.sub_(share * by_share.sum(1, keepdim=True)).mul_(ctx.scale)
         by_x = share @ gradient  # [B, N, C]
-        return _packed(by_x, ctx.spans), _packed(by_scores.to(ctx.dtype), ctx.spans), None, None
-
-
-def _rectangle(values: Tensor, spans: Spans) -> Tensor:
-    """Lay values [T, ...] of samples out side by side, [B, longest, ...]; beyond a sample's end there is anything."""
-    if spans.uniform:
-        return values.unflatten(0, (len(spans), -1))
-    index, _ = spans.rectangle(values.device)
-    return gather(values, index)
-
-
-def _packed(values: Tensor, spans: Spans) -> Tensor:
-    """Take the samples' values [B, longest, ...] back: [T, ...]."""
-    if spans.uniform:
-        return values.flatten(0, 1)
-    device, longest = values.device, values.shape[1]
-    before = longest * torch.arange(len(spans), device=device) - spans.start_index(device)  # [B]
-    place = torch.arange(spans.total, device=device) + spans.spread(before)
-    return gather(values.flatten(0, 1), place)
+        return ctx.spans.unpad(by_x), ctx.spans.unpad(by_scores.to(ctx.dtype)), None, None
 
 
 def _fold_again(module: nn.Module, _: object) -> None:

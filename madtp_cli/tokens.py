@@ -180,6 +180,20 @@ class Spans:
         index, mask = self.rectangle(values.device)
         return gather(values, index).masked_fill(~mask.view(*mask.shape, *[1] * (values.dim() - 1)), fill)
 
+    def unpad(self, values: Tensor) -> Tensor:
+        """Take what samples have in a rectangle [B, longest, ...] back, end to end: [T, ...]."""
+        values = values.flatten(0, 1)
+        return values if self.equal else gather(values, self.padded_index(values.device))
+
+    def padded_index(self, device: torch.device) -> Tensor:
+        """Return the place of every token, sample after sample, in a flattened rectangle: [T].
+
+        Counted on the host's lengths: to look for them in a mask would make the host wait for a GPU.
+        """
+        lengths = self.length_index(device)
+        padding = (self.longest - lengths).cumsum(0) - (self.longest - lengths)  # before each sample, [B]
+        return torch.arange(self.total, device=device) + padding.repeat_interleave(lengths, output_size=self.total)
+
     def rectangle(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return token indices [B, longest] (0 beyond a sample's end) and the mask of real ones."""
         column = torch.arange(self.longest, device=device)

@@ -106,6 +106,18 @@ def test_pad_lays_samples_side_by_side(lengths: list[int], shape: tuple[int, ...
     assert torch.equal(spans.pad(values, fill=-7.0), expected)
 
 
+@pytest.mark.parametrize("lengths", [[3, 3], [2, 5, 1], [1]])
+def test_unpadding_undoes_padding(lengths: list[int]) -> None:
+    """The identity, for numbers and for states; spans elsewhere fill a rectangle in the same way."""
+    spans = Spans.of(lengths)
+    for values in (torch.arange(float(spans.total)), torch.randn(spans.total, 4)):
+        assert torch.equal(spans.unpad(spans.pad(values)), values)
+    rows = list(reversed(range(len(lengths))))
+    index, _ = spans.pick(rows).rectangle(torch.device("cpu"))
+    expected = [token for row in rows for token in range(spans.starts[row], spans.starts[row] + lengths[row])]
+    assert spans.pick(rows).unpad(index).tolist() == expected
+
+
 def test_picked_spans_may_repeat_and_pad_where_they_lie() -> None:
     """The named samples, sliced by hand."""
     spans = Spans.of([2, 3, 1]).pick([1, 1, 0])

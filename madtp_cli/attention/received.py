@@ -86,6 +86,4 @@ def by_blocks(
             largest = largest.masked_fill(place > place[block, None], float("-inf"))
         received += (largest.exp() * counts[:, block, None]).sum(1)
     # What stands in the padding may be infinite, and is left there.
-    index = torch.arange(spans.total, device=q.device) - spans.spread(spans.start_index(q.device))
-    index += spans.sample_index(q.device) * length
-    return class_row.flatten()[index], received.flatten()[index]
+    return spans.unpad(class_row), spans.unpad(received)

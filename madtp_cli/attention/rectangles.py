@@ -34,11 +34,7 @@ class Rows:
         index, mask = spans.rectangle(device)
         if spans.equal:
             return cls(index, len(spans))
-        # Counted on the host's lengths: to look for them in the mask would make the host wait for a GPU.
-        together = Spans.of(spans.lengths)
-        before = spans.longest * torch.arange(len(spans), device=device) - together.start_index(device)
-        real = torch.arange(spans.total, device=device) + together.spread(before)
-        return cls(index, len(spans), mask, real)
+        return cls(index, len(spans), mask, spans.padded_index(device))
 
     def take(self, values: Tensor) -> Tensor:
         """Take values [T, H, D] as [b, H, N, D]."""
