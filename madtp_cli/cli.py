@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +22,7 @@ from madtp_cli.errors import Interrupted, MadtpError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 recipe invalid, 4 checkpoint or data missing or "
-    "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 130 interrupted."
+    "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 130 interrupted (Ctrl-C or SIGTERM)."
 )
 _SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,
@@ -36,7 +38,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _stoppable():
+                command(*args, **kwargs)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise  # typer's own ways to end
         except KeyboardInterrupt:
@@ -53,6 +56,24 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(MadtpError.exit_code) from None
 
     return run
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM, which a scheduler or `timeout` sends, stop a command as Ctrl-C does, with a message."""
+    try:
+        before = signal.signal(signal.SIGTERM, _interrupt)
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _report(error: MadtpError, debug: bool) -> None:

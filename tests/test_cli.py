@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_help_names_every_command_and_exit_code() -> None:
     words = " ".join(result.stdout.split())
     assert (
         "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 recipe invalid, 4 checkpoint or data missing or "
-        "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 130 interrupted." in words
+        "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 130 interrupted (Ctrl-C or "
+        "SIGTERM)." in words
     )
 
 
@@ -230,6 +232,33 @@ def test_debug_prints_the_traceback_first(error: BaseException) -> None:
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1].startswith("madtp: ")
     assert "--debug" not in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (None, "madtp: interrupted: stopped by the user\n"),
+        (errors.Interrupted("the state is saved in x"), "madtp: interrupted: the state is saved in x\n"),
+    ],
+    ids=["anywhere", "where a state is kept"],
+)
+def test_sigterm_ends_a_command_as_ctrl_c_does(raised: errors.Interrupted | None, line: str) -> None:
+    """A scheduler sends it; the command says how it ended, and the handler from before comes back."""
+
+    def terminated() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            if raised is None:
+                raise
+            raise raised from None
+
+    single = typer.Typer()
+    single.command()(guarded(terminated))
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(single, [])
+    assert (result.exit_code, result.stderr, result.stdout) == (130, line, "")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_closed_pipe_is_no_internal_error() -> None:

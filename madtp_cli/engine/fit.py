@@ -127,6 +127,7 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
     ):
         for batch in batches:
             run.step += 1
+            stop.during = "this step"
             if batch.samples:  # none where every image of it was broken, and tolerated
                 rate = float(schedulers[-1].get_last_lr()[0])  # of this step: stepping moves on to the next one's
                 output: StepOutput = module(batch)
@@ -139,6 +140,7 @@ def fit(job: Job, accelerator: Accelerator, progress: TrainingProgress, *, resum
                 if run.step % settings.log_every == 0 or run.step == settings.steps:
                     log.write(metrics_line(report) + "\n")
             if run.step % settings.validate_every == 0 or run.step == settings.steps:
+                stop.says("the validation of this step")
                 batches.rest()  # the splits may share a tokenizer or a table
                 _validate(job, run, progress)
                 strength = job.step.student.strength

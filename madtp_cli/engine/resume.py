@@ -22,10 +22,14 @@ METRICS = "metrics.jsonl"  # also marks a work folder as ours
 
 
 class StopRequest:
-    """Turn the first Ctrl-C or SIGTERM into a flag that the loop reads between steps; a second one stops at once."""
+    """Turn the first Ctrl-C or SIGTERM into a flag that the loop reads between steps; a second one stops at once.
+
+    `during` names what the loop is doing, which is finished first.
+    """
 
     def __init__(self, notify: Callable[[str], None] = lambda text: None) -> None:
         self.asked = False
+        self.during = "this step"
         self._notify = notify
         self._before: dict[int, Any] = {}
 
@@ -47,7 +51,15 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._notify("stopping after this step, the state will be saved; Ctrl-C again stops at once and saves nothing")
+        self._notify(
+            f"stopping after {self.during}, the state will be saved; Ctrl-C again stops at once and saves nothing"
+        )
+
+    def says(self, during: str) -> None:
+        """Note what the loop does next, and tell whoever asked to stop already that it comes first."""
+        self.during = during
+        if self.asked:
+            self._notify(f"{during} is due and comes first: a resumed run is to reach the same weights")
 
 
 def save_state(accelerator: Accelerator, folder: Path, run: Mapping[str, Any]) -> None:

@@ -34,6 +34,23 @@ def test_the_first_signal_is_a_flag_and_the_second_stops_at_once(number: signal.
             os.kill(os.getpid(), number)
 
 
+def test_what_is_finished_first_is_said() -> None:
+    """Asked in a step, what comes before the state is announced; asked in a validation, that is what is waited for."""
+    said: list[str] = []
+    again = "the state will be saved; Ctrl-C again stops at once and saves nothing"
+    with StopRequest(said.append) as stop:
+        stop.says("the validation of this step")
+        assert said == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert said == [f"stopping after the validation of this step, {again}"]
+    said.clear()
+    with StopRequest(said.append) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.says("the validation of this step")
+    assert said[0] == f"stopping after this step, {again}"
+    assert said[1] == "the validation of this step is due and comes first: a resumed run is to reach the same weights"
+
+
 @SIGNALS
 def test_the_handlers_from_before_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
