@@ -10,9 +10,12 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: str | Path, device: str = "cpu", dtype: Any = None) -> Any:
-    """Return the ready model and processor of a checkpoint folder (or of `builtin:NAME`).
+    """Return the ready model, in eval mode, and the processor of a checkpoint.
 
-    `dtype` is a `torch.dtype`; None keeps the one the weights were saved in.
+    `path` is a folder of ours or of Hugging Face, a `.pth` or `.safetensors` file, a hub id (`owner/name`, or
+    `owner/name@revision`), an https address, or `builtin:NAME`; what is fetched is kept, and read offline. `device` is
+    as of `--device`. `dtype` is a `torch.dtype` or its name, as in `"bf16"`; None keeps float32. Raises
+    errors of `madtp_cli.errors`: SourceError for what is missing or unreadable, UsageError for a device or type.
     """
     # Imported here so that the command line starts without torch.
     from madtp_cli.engine.build import load as load_checkpoint

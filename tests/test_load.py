@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 import madtp_cli
@@ -17,6 +20,7 @@ from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.checkpoints import open_checkpoint
+from tests.tiny_published import go_offline, typed
 
 DATA = ShapesPairs("test", 24)
 
@@ -62,6 +66,84 @@ def test_another_dtype_takes_the_same_inputs(dtype: torch.dtype, dense: Path) ->
     with torch.inference_mode():
         arguments = inputs(processor)
         torch.testing.assert_close(model(**arguments).logits, plain(**arguments).logits, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("float64", torch.float64)])
+def test_a_dtype_may_be_named(name: str, dtype: torch.dtype, dense: Path) -> None:
+    assert {parameter.dtype for parameter in madtp_cli.load(dense, dtype=name)[0].parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["int8", torch.int64, "half-size", 16], ids=str)
+def test_a_dtype_that_is_none_is_refused(dtype: Any, dense: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no floating-point type; give torch.bfloat16, or a name such as 'bf16'"):
+        madtp_cli.load(dense, dtype=dtype)
+
+
+# The hub -----------------------------------------------------------------------------------------------------
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+@pytest.fixture
+def hub(pruned: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leave no network, and a cache in which `me/tiny` lies as it was downloaded: pruned, and dense at revision v1."""
+    go_offline(monkeypatch, tmp_path)
+    cache = tmp_path / "hub"
+    for revision, folder in (("main", pruned), ("v1", dense)):
+        shutil.copytree(folder, cache / "models--me--tiny" / "snapshots" / COMMITS[revision])
+        (cache / "models--me--tiny" / "refs").mkdir(exist_ok=True)
+        (cache / "models--me--tiny" / "refs" / revision).write_text(COMMITS[revision], encoding="utf-8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return cache
+
+
+@pytest.mark.parametrize(("source", "folder"), [("me/tiny", "pruned"), ("me/tiny@v1", "dense")])
+def test_a_folder_of_ours_loads_from_the_hub(
+    source: str, folder: str, hub: Path, request: pytest.FixtureRequest
+) -> None:
+    """What huggingface_hub itself finds in its cache gives the logits of the folder that was pushed."""
+    model, processor = madtp_cli.load(source)
+    own, _ = madtp_cli.load(request.getfixturevalue(folder))
+    assert model.strength == own.strength
+    with torch.inference_mode():
+        arguments = inputs(processor)
+        assert torch.equal(model(**arguments).logits, own(**arguments).logits)
+
+
+def test_everything_a_command_reads_is_fetched(
+    hub: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Downloaded by its patterns alone, the repository is evaluated on the data of its own recipe."""
+    whole = hub / "models--me--tiny" / "snapshots" / COMMITS["main"]
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (name, revision) == ("me/fresh", None)
+        for pattern in allow_patterns:
+            for file in whole.glob(pattern):
+                (tmp_path / "fetched").mkdir(exist_ok=True)
+                shutil.copy(file, tmp_path / "fetched")
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    result = typed("madtp evaluate me/fresh --limit 8 --json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["gmacs"]["reduction"] > 0
+
+
+def test_what_the_hub_does_not_have_is_told(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, it may be online; online, it is not there, or not for everybody."""
+    with pytest.raises(SourceError, match=r"me/other: no such folder, and it cannot be fetched .*download me/other"):
+        madtp_cli.load("me/other")
+    with pytest.raises(SourceError, match=r"me/tiny@v2: no such folder, and it cannot be fetched .*--revision v2"):
+        madtp_cli.load("me/tiny@v2")
+
+    def missing(name: str, **_: object) -> str:
+        raise RepositoryNotFoundError("404", response=MagicMock(status_code=404))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    with pytest.raises(SourceError, match=r"me/other: no such folder, and no such model .*; a private one needs: hf"):
+        madtp_cli.load("me/other")
 
 
 def test_the_built_in_model_answers() -> None:

@@ -156,11 +156,24 @@ def processor_of(checkpoint: Checkpoint, tokenizer: str | None = None) -> Proces
     return processor
 
 
-def load(path: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[PrunedModel, Processor]:
+def load(
+    path: str | Path, *, device: str = "cpu", dtype: torch.dtype | str | None = None
+) -> tuple[PrunedModel, Processor]:
     """Open a checkpoint, wherever `open_checkpoint` finds it, as a ready model, in eval mode, and its processor."""
+    where, kind = choose_device(device), _floating(dtype)
     checkpoint = open_checkpoint(str(path))
-    model = checkpoint.build().to(choose_device(device), dtype)
-    return model.eval(), processor_of(checkpoint)
+    return checkpoint.build().to(where, kind).eval(), processor_of(checkpoint)
+
+
+def _floating(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Resolve a type of weights by its name, torch's or a recipe's; raises UsageError for any other."""
+    if dtype is None:
+        return None
+    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    found = getattr(torch, short.get(dtype, dtype), None) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise UsageError(f"dtype {dtype!r}: is no floating-point type; give torch.bfloat16, or a name such as 'bf16'")
 
 
 def pruning_spec(recipe: Recipe, config: Any) -> PruningSpec:

@@ -26,7 +26,7 @@ from madtp_cli.errors import SourceError
 CACHE = "MADTP_CACHE"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HUB_ID = re.compile(r"^(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?$")
-_BESIDE = ("*.json", "vocab.txt", "merges.txt")
+_BESIDE = ("*.json", "vocab.txt", "merges.txt", "recipe.yaml")  # the last lies in folders of ours
 _SAFE, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
 _CHUNK = 2**20
 _TIMEOUT_SECONDS = 30
