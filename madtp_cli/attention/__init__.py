@@ -63,11 +63,16 @@ def attend_with_statistics(
     return packed(outs, rows, spans.total), Statistics(columns[:, 0], columns[:, 1])
 
 
-def attention_of_rows(q: Tensor, k: Tensor, keys: Spans) -> Tensor:
-    """Return the probabilities of one query per span: q [B, H, D], k [Tk, H, D] -> [B, H, longest], 0 beyond a span."""
+def probabilities(q: Tensor, k: Tensor, queries: Spans, keys: Spans) -> Tensor:
+    """Return what each query pays to the tokens of its key span: q [Q, H, D], k [Tk, H, D] -> [Q, H, longest].
+
+    Spans as in `attend`; beyond a key span's end it is 0.
+    """
     index, mask = keys.rectangle(k.device)
-    scores = torch.einsum("bhd,bnhd->bhn", q, gather(k, index)) * q.shape[-1] ** -0.5
-    return scores.masked_fill(~mask[:, None], float("-inf")).float().softmax(-1)
+    scores = queries.pad(q).transpose(1, 2) @ gather(k, index).permute(0, 2, 3, 1) * q.shape[-1] ** -0.5  # [b, H, n, N]
+    if not keys.equal:
+        scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
+    return queries.unpad(scores.float().softmax(-1).transpose(1, 2))
 
 
 def _check_packed(spans: Spans, values: Tensor) -> None:
@@ -95,9 +100,9 @@ __all__ = [
     "Summary",
     "attend",
     "attend_with_statistics",
-    "attention_of_rows",
     "backend",
     "backend_in_force",
+    "probabilities",
     "resolve",
     "use_backend",
 ]

@@ -12,12 +12,12 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, pad
+from torch.nn.functional import gelu
 from transformers.models.blip.configuration_blip import BlipTextConfig
 
-from madtp_cli.attention import Statistics, attend, attend_with_statistics, attention_of_rows
+from madtp_cli.attention import Statistics, attend, attend_with_statistics, probabilities
 from madtp_cli.models.tower import part_tokens
-from madtp_cli.tokens import Spans, Tokens
+from madtp_cli.tokens import Spans, Tokens, gather
 
 
 class TextEmbeddings(nn.Module):
@@ -108,8 +108,9 @@ class TextContext:
         if self.probe is None:
             return out, None
         if self.probe_all:
-            return out, _attention_of_all(q, k, queries, keys)
-        return out, attention_of_rows(q[tokens.spans.start_index(q.device)], k, side.spans.pick(side.rows))
+            return out, probabilities(q, k, queries, keys)
+        first = gather(q, tokens.spans.start_index(q.device))
+        return out, probabilities(first, k, *side.queries(Spans.of([1] * len(first))))
 
     def _keys_and_values(self, part: Projections, side: Side) -> tuple[Tensor, Tensor]:
         if self.memory is not None and part in self.memory:
@@ -128,15 +129,6 @@ def _read_in_parts(part: Projections, side: Side, q: Tensor, queries: Spans) -> 
         x = side.x[begin : begin + theirs.total]
         k, v = part.split(part.key(x)), part.split(part.value(x))
         yield attend(q[start : start + mine.total], k, v, mine, theirs).flatten(1)
-
-
-def _attention_of_all(q: Tensor, k: Tensor, queries: Spans, keys: Spans) -> Tensor:
-    """Return the probabilities of all queries, spans end to end: q [T, H, D], k [Tk, H, D] -> [T, H, longest]."""
-    rows = []
-    for start, length, first, count in zip(queries.starts, queries.lengths, keys.starts, keys.lengths, strict=True):
-        scores = torch.einsum("qhd,nhd->qhn", q[start : start + length], k[first : first + count])
-        rows.append(pad((scores * q.shape[-1] ** -0.5).float().softmax(-1), (0, keys.longest - count)))
-    return torch.cat(rows)
 
 
 class Output(nn.Module):

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from madtp_cli.attention import Statistics, Summary, attend, attend_with_statistics, attention_of_rows
+from madtp_cli.attention import Statistics, Summary, attend, attend_with_statistics, probabilities
 from madtp_cli.costs import analytic
 from madtp_cli.errors import SourceError
 from madtp_cli.models.base import Output, Probe, PrunedModel, passed
 from madtp_cli.models.tower import TowerOutput
-from madtp_cli.tokens import Spans, Tokens
+from madtp_cli.tokens import Spans, Tokens, gather
 
 Config: TypeAlias = "CLIPVisionConfig | CLIPTextConfig"
 
@@ -61,8 +61,8 @@ class Attention(nn.Module):
 
     def of_first(self, x: Tensor, spans: Spans) -> Tensor:
         """Return what the first token of every span attends to: [B, H, longest]."""
-        q = self._split(self.q_proj(x[spans.start_index(x.device)]))
-        return attention_of_rows(q, self._split(self.k_proj(x)), spans)
+        q = self._split(self.q_proj(gather(x, spans.start_index(x.device))))
+        return probabilities(q, self._split(self.k_proj(x)), Spans.of([1] * len(q)), spans)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))

@@ -15,7 +15,7 @@ from madtp_cli.attention import (
     Summary,
     attend,
     attend_with_statistics,
-    attention_of_rows,
+    probabilities,
     rectangles,
     statistics,
 )
@@ -217,14 +217,16 @@ def test_bf16_stays_close_to_float64(spans: Spans, backend: Backend, grad: bool)
     torch.testing.assert_close(found.received, received, atol=3e-2, rtol=0)
 
 
-def test_attention_of_rows_is_one_query_per_span() -> None:
-    """A softmax per span and head, with zeros beyond a span's end; two queries may read one span."""
-    keys = Spans.of([3, 5, 2]).pick([1, 0, 1])
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [2, 1, 3]])
+def test_probabilities_are_a_softmax_per_query_and_head(lengths: list[int]) -> None:
+    """Written out query by query, with zeros beyond a span's end; two query spans may read one key span."""
+    queries, keys = Spans.of(lengths), Spans.of([3, 5, 2]).pick([1, 0, 1])
     (k,) = _tensors(10, dtype=torch.float32)
-    (q,) = _tensors(3, dtype=torch.float32, seed=1)
-    out = attention_of_rows(q, k, keys)
-    assert out.shape == (3, HEADS, 5)
-    for row, (start, length) in enumerate(zip(keys.starts, keys.lengths, strict=True)):
+    (q,) = _tensors(queries.total, dtype=torch.float32, seed=1)
+    out = probabilities(q, k, queries, keys)
+    assert out.shape == (queries.total, HEADS, 5)
+    for row, span in enumerate(queries.sample_index(q.device).tolist()):
+        start, length = keys.starts[span], keys.lengths[span]
         for head in range(HEADS):
             expected = torch.zeros(5)
             expected[:length] = (k[start : start + length, head] @ q[row, head] / WIDTH**0.5).softmax(0)
