@@ -43,6 +43,8 @@ class Scores:
     logits: Sequence[Sequence[float]]
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
+    right: Sequence[bool] = ()
+    """Whether each answer is right, where the task has right answers and the scoring is final."""
 
 
 class Scorer(Protocol):
@@ -89,7 +91,13 @@ class Task(Protocol):
         """
 
     def scorer(self, model: Any, *, final: bool = False) -> Scorer:
-        """Start scoring a split; `final` adds metrics that are too slow to choose weights by."""
+        """Start scoring a split; `final` adds what is too slow to choose weights by: metrics, and which are right."""
+
+    def answers(self, model: Any, batch: Any, output: Any) -> list[str]:
+        """Return what a pass answers to each sample, in words; it needs no labels."""
+
+    def references(self, batch: Any) -> list[str]:
+        """Return what is right of each sample, in words."""
 
     def save(self, folder: Path) -> None:
         """Write what a checkpoint needs beside its weights to be run in the same way, if anything."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from madtp_cli.data.batch import CaptionBatch
+from madtp_cli.data.batch import Batch, CaptionBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
 from madtp_cli.models.base import Output
 from madtp_cli.models.caption import BlipForCaption, caption_loss
@@ -63,36 +63,48 @@ class Caption(PlainTask):
         """Count the tokens of every caption."""
         return batch.text_lengths
 
+    def answers(self, model: BlipForCaption, batch: Batch, output: Output) -> list[str]:
+        """Write a caption of every text's image from its encoded tokens."""
+        how = self.writing
+        written = model.generate(
+            output.images, how.prompt, beams=how.beams, min_length=how.min_length, max_length=how.max_length
+        )
+        return [how.decode(written[image]) for image in batch.image_index.tolist()]
+
+    def references(self, batch: CaptionBatch) -> list[str]:
+        """Say the first of each image's captions."""
+        return [given[0] if given else "" for given in batch.references]
+
     def scorer(self, model: BlipForCaption, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
-        return _Scorer(model, self.metric, self.writing, self.official if final else None)
+        return _Scorer(self, model, final)
 
 
 class _Scorer:
-    def __init__(self, model: BlipForCaption, metric: Metric, writing: Writing, official: Official | None) -> None:
-        self.official = official
+    def __init__(self, task: Caption, model: BlipForCaption, final: bool) -> None:
+        self.task = task
+        self.final = final
         self.model = model
-        self.metric = metric
-        self.writing = writing
         self.ids: list[str] = []
         self.predictions: list[str] = []
         self.references: list[tuple[str, ...]] = []
 
     def add(self, batch: CaptionBatch, output: Output) -> None:
-        """Write a caption of every image from its encoded tokens."""
-        how = self.writing
-        written = self.model.generate(
-            output.images, how.prompt, beams=how.beams, min_length=how.min_length, max_length=how.max_length
-        )
+        """Write captions."""
         self.ids += batch.ids
-        self.predictions += [how.decode(written[image]) for image in batch.image_index.tolist()]
+        self.predictions += self.task.answers(self.model, batch, output)
         self.references += batch.references
 
     def scores(self) -> Scores:
         """Score."""
-        metrics = dict(self.metric(self.predictions, self.references, self.ids))
+        metrics = dict(self.task.metric(self.predictions, self.references, self.ids))
         notes: tuple[str, ...] = ()
-        if self.official is not None:
-            found, notes = self.official(self.predictions, self.references)
+        if self.final and self.task.official is not None:
+            found, notes = self.task.official(self.predictions, self.references)
             metrics |= found
-        return Scores(metrics, self.predictions, [[]] * len(self.predictions), notes)
+        right = self._right() if self.final and "accuracy" in metrics else ()
+        return Scores(metrics, self.predictions, [[]] * len(self.predictions), notes, right)
+
+    def _right(self) -> list[bool]:
+        each = zip(self.predictions, self.references, self.ids, strict=True)
+        return [self.task.metric([said], [given], [name])["accuracy"] == 1 for said, given, name in each]

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from madtp_cli.data.batch import PairBatch
+from madtp_cli.data.batch import Batch, PairBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
 from madtp_cli.models.base import Output
 from madtp_cli.models.nlvr import BlipForNlvr
 
 Metric = Callable[[Sequence[int], Sequence[int], Sequence[str]], Mapping[str, float]]
+_WORDS = ("false", "true")
 
 
 class Nlvr2(PlainTask):
@@ -28,6 +29,14 @@ class Nlvr2(PlainTask):
     def losses(self, output: Output, batch: PairBatch) -> dict[str, Tensor]:
         """Return the cross-entropy of the answers."""
         return {"task": cross_entropy(output.logits, batch.labels.to(output.logits.device))}
+
+    def answers(self, model: BlipForNlvr, batch: Batch, output: Output) -> list[str]:
+        """Say the likelier of false and true."""
+        return [_WORDS[answer] for answer in output.logits.argmax(-1).tolist()]
+
+    def references(self, batch: PairBatch) -> list[str]:
+        """Say the labels."""
+        return [_WORDS[label] for label in batch.labels.tolist()]
 
     def scorer(self, model: BlipForNlvr, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
@@ -52,4 +61,5 @@ class _Scorer:
     def scores(self) -> Scores:
         """Score."""
         metrics = dict(self.metric(self.predictions, self.labels, self.groups))
-        return Scores(metrics, [bool(answer) for answer in self.predictions], self.logits)
+        right = [answer == label for answer, label in zip(self.predictions, self.labels, strict=True)]
+        return Scores(metrics, [bool(answer) for answer in self.predictions], self.logits, right=right)

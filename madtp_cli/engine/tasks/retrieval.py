@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from madtp_cli.data.batch import RetrievalBatch
+from madtp_cli.data.batch import Batch, RetrievalBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
 from madtp_cli.models.retrieval import hard_negatives
 from madtp_cli.tokens import Spans, Tokens
@@ -69,6 +69,21 @@ class Retrieval(PlainTask):
         matching = getattr(output, "itm", None)
         return [output.logits, output.logits.T] + ([] if matching is None else [matching.logits])
 
+    def answers(self, model: Any, batch: Batch, output: Any) -> list[str]:
+        """Say how similar each text and its own image are (cosine), and whether they match where the model can tell."""
+        cosine = output.text_embeds.float() @ output.image_embeds.float().T  # [S, I]
+        index = batch.image_index.tolist()
+        said = [f"similarity {cosine[text, image].item():.2f}" for text, image in enumerate(index)]
+        if not hasattr(model, "match"):
+            return said
+        ids = batch.text.to(cosine.device)
+        match = model.match(output.images, ids, batch.text_lengths, list(enumerate(index))).softmax(-1)[:, 1]
+        return [f"{text}, match {value:.0%}" for text, value in zip(said, match.tolist(), strict=True)]
+
+    def references(self, batch: RetrievalBatch) -> list[str]:
+        """Name each text's image."""
+        return [batch.image_ids[image] for image in batch.image_index.tolist()]
+
     def scorer(self, model: Any, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(model, self.metric, self.k if hasattr(model, "match") else 0)
@@ -118,6 +133,7 @@ class _Scorer:
             dict(self.metric(by_image, by_text, self.image_of_text)),
             [names[row] for row in best],
             [[value] for value in by_text.amax(0).tolist()],
+            right=[row == image for row, image in zip(best, self.image_of_text, strict=True)],
         )
 
     def _reranked(self, similarity: Tensor, texts_first: bool = False) -> Tensor:

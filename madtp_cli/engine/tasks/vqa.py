@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from madtp_cli.data.batch import QuestionBatch
+from madtp_cli.data.batch import Batch, QuestionBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
 from madtp_cli.models.vqa import BlipForVqa, VqaOutput, answer_losses
 
 ANSWER_LIST = "answers.json"  # beside the weights of a checkpoint
+_RIGHT = 0.5  # of the points of an answer, which annotators may disagree on
 Metric = Callable[[Sequence[str], Sequence[tuple[str, ...]], Sequence[str]], Mapping[str, float]]
 
 
@@ -97,38 +99,53 @@ class Vqa(PlainTask):
             text = json.dumps(self.answering.candidates, ensure_ascii=False, indent=0)
             (folder / ANSWER_LIST).write_text(text + "\n", encoding="utf-8")
 
+    def answers(self, model: BlipForVqa, batch: Batch, output: VqaOutput) -> list[str]:
+        """Answer from the questions' states."""
+        return self.answered(model, output)[0]
+
+    def answered(self, model: BlipForVqa, output: VqaOutput) -> tuple[list[str], list[list[float]]]:
+        """Answer from the questions' states, with the log-probabilities of the candidates compared, if any are."""
+        how = self.answering
+        if how.by == "generate":
+            written = model.generate(output, beams=how.beams, min_length=how.min_length, max_length=how.max_length)
+            return [how.decode(ids) for ids in written], [[]] * len(written)
+        lengths = [len(ids) for ids in how.candidate_ids]
+        flat = torch.tensor([token for ids in how.candidate_ids for token in ids], device=output.encoded.device)
+        best, log_probability, _ = model.rank(output, flat, lengths, min(how.k, len(lengths)))
+        return [how.candidates[answer] for answer in best.tolist()], log_probability.tolist()
+
+    def references(self, batch: QuestionBatch) -> list[str]:
+        """Say the distinct answers of each question's annotators, the most frequent first."""
+        return [", ".join(word for word, _ in Counter(given).most_common()) for given in batch.references]
+
     def scorer(self, model: BlipForVqa, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
-        return _Scorer(model, self.metric, self.answering)
+        return _Scorer(self, model, final)
 
 
 class _Scorer:
-    def __init__(self, model: BlipForVqa, metric: Metric, answering: Answering) -> None:
+    def __init__(self, task: Vqa, model: BlipForVqa, final: bool) -> None:
+        self.task = task
+        self.final = final
         self.model = model
-        self.metric = metric
-        self.answering = answering
         self.predictions: list[str] = []
         self.logits: list[list[float]] = []
         self.references: list[tuple[str, ...]] = []
         self.groups: list[str] = []
 
     def add(self, batch: QuestionBatch, output: VqaOutput) -> None:
-        """Answer from the questions' states."""
-        how = self.answering
-        if how.by == "rank":
-            lengths = [len(ids) for ids in how.candidate_ids]
-            flat = torch.tensor([token for ids in how.candidate_ids for token in ids], device=output.encoded.device)
-            best, log_probability, _ = self.model.rank(output, flat, lengths, min(how.k, len(lengths)))
-            self.predictions += [how.candidates[answer] for answer in best.tolist()]
-            self.logits += log_probability.tolist()
-        else:
-            written = self.model.generate(output, beams=how.beams, min_length=how.min_length, max_length=how.max_length)
-            self.predictions += [how.decode(ids) for ids in written]
-            self.logits += [[]] * batch.samples
+        """Answer."""
+        answers, logits = self.task.answered(self.model, output)
+        self.predictions += answers
+        self.logits += logits
         self.references += batch.references
         self.groups += batch.groups
 
     def scores(self) -> Scores:
         """Score."""
-        metrics = dict(self.metric(self.predictions, self.references, self.groups))
-        return Scores(metrics, self.predictions, self.logits)
+        metrics = dict(self.task.metric(self.predictions, self.references, self.groups))
+        return Scores(metrics, self.predictions, self.logits, right=self._right() if self.final else ())
+
+    def _right(self) -> list[bool]:
+        each = zip(self.predictions, self.references, self.groups, strict=True)
+        return [self.task.metric([said], [given], [kind])["accuracy"] >= _RIGHT for said, given, kind in each]
