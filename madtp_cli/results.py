@@ -155,17 +155,19 @@ class PruneResult(Result):
     """What `prune` and `finetune` did; `checkpoint` is null for a dry run, `smoke` means two samples and one step.
     `broken_images` names, by split, images that were missing or unreadable and left out.
 
-    `dtype`, `threads` and `attention_backend` are what metrics and latency were taken with, `training_precision` what
-    the steps ran in.
+    `dtype`, `threads`, `processor` and `attention_backend` are what metrics and latency were taken with,
+    `training_precision` what the steps ran in; `samples` counts those of the test split that were measured.
     """
 
     checkpoint: str | None
+    samples: int | None = None
     budget: Budget | None = None
     dense: Side | None = None
     pruned: Side | None = None
     layers: tuple[LayerTokens, ...] = ()
     seconds: float = 0.0
     training_precision: str | None = None
+    processor: str | None = None
     threads: int | None = None
     attention_backend: str | None = None
     dry_run: bool = False

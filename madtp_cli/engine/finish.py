@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
+from madtp_cli.costs.hardware import processor_name
 from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.build_data import Splits, data_notes, facts
 from madtp_cli.engine.evaluate import Evaluation, batch_for, evaluate
@@ -27,7 +27,7 @@ from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.weights import WEIGHTS
 from madtp_cli.recipe import Recipe
-from madtp_cli.report.model_card import model_card
+from madtp_cli.report.model_card import Origin, model_card
 
 MEASURED_IN = "fp32"  # whatever precision the training ran in
 
@@ -121,6 +121,8 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         device=str(run.device),
         dtype=MEASURED_IN,
         training_precision=run.precision,
+        samples=tested[main].samples,
+        processor=processor_name(run.device),
         threads=torch.get_num_threads(),
         attention_backend=attention_used(run.device, MEASURED_IN),
         seed=run.recipe.training.seed,
@@ -145,7 +147,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         made_with = ", ".join(f"{name} {version}" for name, version in result.versions.items())
         (folder / "recipe.yaml").write_text(f"# Made with {made_with}.\n{run.recipe.to_yaml()}", encoding="utf-8")
         (folder / "profile.json").write_text(result.to_json() + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_card(run, result), encoding="utf-8")
+        (folder / "README.md").write_text(_card(run, result, spec), encoding="utf-8")
         shutil.copyfile(output.work / METRICS, folder / METRICS)
 
     output.publish(write)
@@ -193,16 +195,17 @@ def _with_sizes(result: results.PruneResult, folder: Path, precision: str) -> re
     )
 
 
-def _card(run: Finished, result: results.PruneResult) -> str:
+def _card(run: Finished, result: results.PruneResult, spec: PruningSpec) -> str:
     """Write the model card."""
-    recipe, threads = run.recipe, torch.get_num_threads()
-    return model_card(
-        result,
+    recipe = run.recipe
+    origin = Origin(
         base=recipe.model.checkpoint or "",
         recipe_name=recipe.name,
+        family=recipe.model.family,
+        task=recipe.task,
         data=recipe.data.name,
-        seed=recipe.training.seed,
-        seconds=result.seconds,
-        hardware=f"{platform.processor() or platform.machine()} with {threads} CPU thread{'s' * (threads > 1)}",
+        spec=spec,
+        source=recipe.data.source,
         limits=facts(recipe.data.name).limits,
     )
+    return model_card(result, origin)

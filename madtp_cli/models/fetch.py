@@ -53,15 +53,23 @@ def fetch(source: str) -> Fetched:
     path = Path(source).expanduser()
     if path.exists():
         return Fetched(path)
-    # out/run where out is a folder here is a path mistyped, not a model of the hub.
-    match = _HUB_ID.match(source)
-    if match and not path.parent.is_dir() and path.suffix not in SUFFIXES:
-        return Fetched(_from_hub(match["name"], match["revision"]))
+    if (found := hub_id(source)) is not None:
+        return Fetched(_from_hub(*found))
     if path.suffix in SUFFIXES:
         raise SourceError(f"{source}: no such file; give a checkpoint's file or folder")
     raise SourceError(
         f"{source}: no such checkpoint folder; give a folder that holds config.json and model.safetensors"
     )
+
+
+def hub_id(source: str) -> tuple[str, str | None] | None:
+    """Take a source for a hub id and return its name and revision; None if it is, or looks like, something local."""
+    path = Path(source).expanduser()
+    match = _HUB_ID.match(source)
+    # out/run where out is a folder here is a path mistyped, not a model of the hub.
+    if not match or path.exists() or path.parent.is_dir() or path.suffix in SUFFIXES:
+        return None
+    return match["name"], match["revision"]
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
