@@ -221,6 +221,35 @@ class ProfileResult(Result, Speed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """One file of an upload, by its name in the repository."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubUpload:
+    """What goes to a repository of the Hugging Face hub, or would; `card` is the header of its model card."""
+
+    repository: str
+    url: str
+    private: bool
+    files: tuple[HubFile, ...]
+    card: Mapping[str, Any]
+    token_found: bool
+    uploaded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubResult(Result):
+    """A checkpoint folder that was uploaded, or would be."""
+
+    checkpoint: str
+    hub: HubUpload
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeEntry:
     """One shipped recipe; `summary` is its first line."""
 

@@ -96,7 +96,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
     except Exception as error:  # no network, offline mode, a broken cache: errors of several libraries
         raise SourceError(
-            f"{asked}: no such folder, and it cannot be fetched from the Hugging Face hub ({_why(error)}); where there "
+            f"{asked}: no such folder, and it cannot be fetched from the Hugging Face hub ({why(error)}); where there "
             f"is a network, run: hf download {asked.replace('@', ' --revision ')} --local-dir FOLDER, copy FOLDER here "
             f"(config.json, {_SAFE} or {_PICKLED}, tokenizer files) and give its path instead of {asked}"
         ) from error
@@ -127,7 +127,7 @@ def download(address: str) -> Fetched:
                 if not path.is_file():
                     _fill(url, path, record, wanted)
         except (OSError, HTTPException) as error:  # OSError is also what urllib raises
-            raise SourceError(f"{url}: cannot be fetched ({_why(error)}); {by_hand}") from error
+            raise SourceError(f"{url}: cannot be fetched ({why(error)}); {by_hand}") from error
     found = _known_checksum(path, record)
     if wanted and found != wanted:
         raise SourceError(
@@ -251,6 +251,7 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """Put what another library raised into one line that is not too long."""
     text = " ".join(str(error).split())
     return f"{text[:200]}..." if len(text) > 200 else text or type(error).__name__

@@ -24,7 +24,8 @@ from madtp_cli.report.profile_tables import (
     passes_table,
     throughput_table,
 )
-from madtp_cli.results import EvaluateResult, LayerTokens, ProfileResult, PruneResult, Result
+from madtp_cli.report.upload import print_upload
+from madtp_cli.results import EvaluateResult, HubResult, LayerTokens, ProfileResult, PruneResult, Result
 
 _STYLES = {Tone.GOOD: "green", Tone.PLAIN: "", Tone.BAD: "yellow"}
 _WIDEST_BAR = 40
@@ -38,6 +39,8 @@ def show(result: Result, console: Console) -> None:
         print_evaluation(console, result)
     elif isinstance(result, ProfileResult):
         print_profile(console, result)
+    elif isinstance(result, HubResult):
+        print_upload(console, result.checkpoint, result.hub)
     else:
         raise TypeError(f"there is no report for {type(result).__name__}")
 

@@ -106,6 +106,14 @@ def mebibytes(value: float) -> str:
     return f"{value:.{_decimals(value, most=2, figures=3)}f} MiB"
 
 
+def size(number: int) -> str:
+    """Write bytes in the unit that fits: `213 B`, `7.61 KiB`, `446 MiB`."""
+    value, units = float(number), ("B", "KiB", "MiB", "GiB")
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.{_decimals(value, most=2, figures=3) if units[0] != 'B' else 0}f} {units[0]}"
+
+
 def loss(value: float) -> str:
     """Write a loss with decimals that do not dance: `0.412`."""
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"

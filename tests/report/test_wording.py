@@ -61,6 +61,10 @@ def test_sizes_and_times_show_three_or_four_figures() -> None:
     ]
     assert [wording.milliseconds(value) for value in (8.305, 88.12, 180.3)] == ["8.30 ms", "88.1 ms", "180 ms"]
     assert [wording.mebibytes(value) for value in (7.61, 446.2)] == ["7.61 MiB", "446 MiB"]
+    sizes = (0, 213, 1000, 7.61 * 2**10, 446 * 2**20, 5000 * 2**30)
+    assert [wording.size(int(value)) for value in sizes] == [
+        *("0 B", "213 B", "0.98 KiB", "7.61 KiB", "446 MiB", "5000 GiB")
+    ]
 
 
 def test_small_numbers_have_short_exponents() -> None:
