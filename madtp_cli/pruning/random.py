@@ -29,9 +29,13 @@ class Random:
     def select(self, evidence: Evidence, strength: float) -> Selection:
         """Keep the share 1 - strength of every sample's tokens."""
         tokens = evidence.tokens
-        draw = _draw(self.seed * 1000 + evidence.layer, tokens.x.device)[tokens.position % POSITIONS]
+        draw = self.draw(evidence.layer, tokens.x.device)[tokens.position % POSITIONS]
         keep = keep_share(draw, tokens, strength)
         return fuse(keep, torch.ones_like(draw), tokens)
+
+    def draw(self, layer: int, device: torch.device) -> Tensor:
+        """Return a layer's number for every original position, [POSITIONS]."""
+        return _draw(self.seed * 1000 + layer, device)
 
 
 @lru_cache(maxsize=64)

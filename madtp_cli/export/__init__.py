@@ -1,0 +1,1 @@
+"""Compressed models as files that other runtimes execute: ONNX, torch.export, OpenVINO."""

@@ -1,0 +1,146 @@
+"""The loop over blocks on rectangles: models/tower.py as a graph of the model's own modules, so that no weight is twice.
+
+Only what a block does with tokens is written anew: its maps, norms and MLPs are called as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madtp_cli.export.rectangles import (
+    Cut,
+    Rectangle,
+    Statistics,
+    attend,
+    attend_with_statistics,
+    compact,
+    join_heads,
+    split_heads,
+)
+from madtp_cli.export.selection import SELECTORS
+from madtp_cli.models import blip, blip_text, clip
+from madtp_cli.models.base import PrunedModel
+
+Attended = tuple[Rectangle, Statistics | None]
+
+
+@dataclass(frozen=True)
+class TowerResult:
+    """What came out of a tower: its tokens, and how many left every layer, [B, layers] int64."""
+
+    tokens: Rectangle
+    kept: Tensor
+
+
+class Tower(nn.Module):
+    """Run a tower's blocks, pruning in the layers that `cuts` names."""
+
+    def __init__(self, model: PrunedModel, tower: str, blocks: Sequence[nn.Module], cuts: Mapping[int, Cut]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.cuts = dict(cuts)
+        pruner = model.plan.pruner if model.plan is not None else None
+        self.selectors = nn.ModuleDict(
+            {str(layer): SELECTORS[type(pruner)](model, tower, layer) for layer in self.cuts}
+        )
+
+    def forward(self, tokens: Rectangle, sides: Sequence[Rectangle] = ()) -> TowerResult:
+        """Run tokens through all blocks, which read the sides they are given, one each per sample."""
+        kept = []
+        for layer, block in enumerate(self.blocks):
+            selector = self.selectors[str(layer)] if layer in self.cuts else None
+            entering = tokens.x
+            tokens, statistics = attend_in(block, tokens, statistics=bool(selector and selector.needs_statistics))
+            if selector is not None:
+                cut = self.cuts[layer]
+                tokens = compact(tokens, *selector(entering, tokens, statistics, cut), cut)
+            kept.append(tokens.lengths)
+            tokens = finish_in(block, tokens, sides)
+        return TowerResult(tokens, torch.stack(kept, 1))
+
+
+def attend_in(block: nn.Module, tokens: Rectangle, *, statistics: bool) -> Attended:
+    """Run a block's self-attention with its residual, and say what pruning asks of it."""
+    return _ATTEND[type(block)](block, tokens, statistics)
+
+
+def finish_in(block: nn.Module, tokens: Rectangle, sides: Sequence[Rectangle]) -> Rectangle:
+    """Run what follows a block's self-attention."""
+    return _FINISH[type(block)](block, tokens, sides)
+
+
+def _self_attend(q: Tensor, k: Tensor, v: Tensor, tokens: Rectangle, statistics: bool) -> tuple[Tensor, Any]:
+    """Attend inside the samples, heads [B, H, N, D] each: [B, N, C]."""
+    if statistics:
+        out, found = attend_with_statistics(q, k, v, tokens)
+        return join_heads(out), found
+    return join_heads(attend(q, k, v, tokens.mask, causal=tokens.causal)), None
+
+
+def _attend_vision(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
+    attention = block.self_attn
+    fused = attention.qkv(block.layer_norm1(tokens.x)).unflatten(-1, (3, attention.heads, -1))  # [B, N, 3, H, D]
+    out, found = _self_attend(*fused.permute(2, 0, 3, 1, 4).unbind(0), tokens, statistics)
+    return tokens.with_x(tokens.x + attention.projection(out)), found
+
+
+def _attend_clip(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
+    attention, x = block.self_attn, block.layer_norm1(tokens.x)
+    maps = (attention.q_proj, attention.k_proj, attention.v_proj)
+    out, found = _self_attend(*(split_heads(each(x), attention.heads) for each in maps), tokens, statistics)
+    return tokens.with_x(tokens.x + attention.out_proj(out)), found
+
+
+def _attend_text(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
+    part = block.attention.self
+    maps = (part.query, part.key, part.value)
+    out, found = _self_attend(*(split_heads(each(tokens.x), part.heads) for each in maps), tokens, statistics)
+    return tokens.with_x(block.attention.output(out, tokens.x)), found
+
+
+def _finish_vision(block: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Rectangle:
+    return tokens.with_x(tokens.x + block.mlp(block.layer_norm2(tokens.x)))
+
+
+def _finish_text(block: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Rectangle:
+    cross = block.crossattention
+    x = _CROSS[type(cross)](cross, tokens, sides)
+    return tokens.with_x(block.output(block.intermediate(x), x))
+
+
+def _read_one(cross: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Tensor:
+    """Read the one side, or none: [B, N, C]."""
+    return cross.output(_read(cross.self, tokens, sides[0]), tokens.x) if sides else tokens.x
+
+
+def _read_two(cross: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Tensor:
+    left, right = sides
+    return cross.output(_read(cross.self0, tokens, left), _read(cross.self1, tokens, right), tokens.x)
+
+
+def _read(part: Any, tokens: Rectangle, side: Rectangle) -> Tensor:
+    """Attend from tokens [B, N, C] to a side: [B, N, C]."""
+    maps = ((part.query, tokens.x), (part.key, side.x), (part.value, side.x))
+    q, k, v = (split_heads(linear(x), part.heads) for linear, x in maps)
+    return join_heads(attend(q, k, v, side.mask))
+
+
+_ATTEND: Mapping[type[nn.Module], Callable[[Any, Rectangle, bool], Attended]] = {
+    blip.VisionBlock: _attend_vision,
+    blip_text.TextBlock: _attend_text,
+    clip.Block: _attend_clip,
+}
+_FINISH: Mapping[type[nn.Module], Callable[[Any, Rectangle, Sequence[Rectangle]], Rectangle]] = {
+    blip.VisionBlock: _finish_vision,
+    blip_text.TextBlock: _finish_text,
+    clip.Block: _finish_vision,
+}
+_CROSS: Mapping[type[nn.Module], Callable[[Any, Rectangle, Sequence[Rectangle]], Tensor]] = {
+    blip_text.CrossAttention: _read_one,
+    blip_text.TwinCrossAttention: _read_two,
+}
