@@ -1,11 +1,11 @@
-"""The loop over blocks on rectangles: models/tower.py as a graph of the model's own modules, so that no weight is twice.
+"""The loop over blocks on rectangles: models/tower.py as a graph of the model's own modules; no weight is copied.
 
 Only what a block does with tokens is written anew: its maps, norms and MLPs are called as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,8 @@ class Tower(nn.Module):
             tokens, statistics = attend_in(block, tokens, statistics=bool(selector and selector.needs_statistics))
             if selector is not None:
                 cut = self.cuts[layer]
-                tokens = compact(tokens, *selector(entering, tokens, statistics, cut), cut)
+                keep, weight = selector(entering, tokens, statistics, cut)
+                tokens = compact(tokens, keep, weight, cut)
             kept.append(tokens.lengths)
             tokens = finish_in(block, tokens, sides)
         return TowerResult(tokens, torch.stack(kept, 1))
@@ -74,8 +75,9 @@ def finish_in(block: nn.Module, tokens: Rectangle, sides: Sequence[Rectangle]) -
     return _FINISH[type(block)](block, tokens, sides)
 
 
-def _self_attend(q: Tensor, k: Tensor, v: Tensor, tokens: Rectangle, statistics: bool) -> tuple[Tensor, Any]:
-    """Attend inside the samples, heads [B, H, N, D] each: [B, N, C]."""
+def _self_attend(heads: Iterable[Tensor], tokens: Rectangle, statistics: bool) -> tuple[Tensor, Statistics | None]:
+    """Attend inside the samples from queries to keys and values, [B, H, N, D] each: [B, N, C]."""
+    q, k, v = heads
     if statistics:
         out, found = attend_with_statistics(q, k, v, tokens)
         return join_heads(out), found
@@ -85,21 +87,21 @@ def _self_attend(q: Tensor, k: Tensor, v: Tensor, tokens: Rectangle, statistics:
 def _attend_vision(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
     attention = block.self_attn
     fused = attention.qkv(block.layer_norm1(tokens.x)).unflatten(-1, (3, attention.heads, -1))  # [B, N, 3, H, D]
-    out, found = _self_attend(*fused.permute(2, 0, 3, 1, 4).unbind(0), tokens, statistics)
+    out, found = _self_attend(fused.permute(2, 0, 3, 1, 4).unbind(0), tokens, statistics)
     return tokens.with_x(tokens.x + attention.projection(out)), found
 
 
 def _attend_clip(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
     attention, x = block.self_attn, block.layer_norm1(tokens.x)
     maps = (attention.q_proj, attention.k_proj, attention.v_proj)
-    out, found = _self_attend(*(split_heads(each(x), attention.heads) for each in maps), tokens, statistics)
+    out, found = _self_attend((split_heads(each(x), attention.heads) for each in maps), tokens, statistics)
     return tokens.with_x(tokens.x + attention.out_proj(out)), found
 
 
 def _attend_text(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
     part = block.attention.self
     maps = (part.query, part.key, part.value)
-    out, found = _self_attend(*(split_heads(each(tokens.x), part.heads) for each in maps), tokens, statistics)
+    out, found = _self_attend((split_heads(each(tokens.x), part.heads) for each in maps), tokens, statistics)
     return tokens.with_x(block.attention.output(out, tokens.x)), found
 
 
