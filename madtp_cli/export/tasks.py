@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from madtp_cli.errors import UsageError
-from madtp_cli.export import nlvr
+from madtp_cli.export import caption, clip, nlvr, retrieval, vqa
 from madtp_cli.export.graphs import TaskExport
 from madtp_cli.models.base import PrunedModel
 
 EXPORTS: Mapping[tuple[str, str], TaskExport] = {
     ("blip", "nlvr2"): nlvr.EXPORT,
+    ("blip", "retrieval"): retrieval.EXPORT,
+    ("blip", "vqa"): vqa.EXPORT,
+    ("blip", "caption"): caption.EXPORT,
+    ("clip", "retrieval"): clip.EXPORT,
 }
 """By family and task."""
 

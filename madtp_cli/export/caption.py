@@ -1,0 +1,57 @@
+"""BLIP for captions as two graphs: `model` sees an image, `decoder` writes about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madtp_cli.data.batch import Batch
+from madtp_cli.export.decoder import decoder_graph, follow
+from madtp_cli.export.encoders import ImageEncoder
+from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, text_axes, traced
+from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.models.caption import BlipForCaption
+
+OUTPUTS = ("states", "states_lengths", "vision_kept", "vision_positions")
+
+
+class CaptionGraph(nn.Module):
+    """See images."""
+
+    def __init__(self, model: BlipForCaption, form: Form) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(model, cuts(model, form)["vision"])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the states [B, m, C] of images [B, 3, H, W], and what was kept."""
+        seen = self.encoder(images)
+        return seen.tokens.x.float(), seen.tokens.lengths, seen.kept, seen.tokens.position
+
+
+def graphs(model: BlipForCaption, form: Form) -> tuple[Graph, ...]:
+    """Return two graphs: images -> OUTPUTS, and what writes about one image."""
+    _, others = text_axes(model, form)
+    images = {"images": example_images(model, form)}
+    seen = Graph("model", CaptionGraph(model, form).eval(), images, OUTPUTS, {"images": others})
+    return seen, decoder_graph(model, form, "vision")
+
+
+def run(call: Call, batch: Batch, form: Form) -> dict[str, Tensor]:
+    """Read a batch's captions word by word over their images, which are normalised, through the graphs."""
+    seen = call("model", {"images": batch.images[batch.image_index]})
+    states = {name: seen.pop(name) for name in ("states", "states_lengths")}
+    texts = batch.text.split(batch.text_lengths)
+    logits = [follow(call, states, row, ids, form) for row, ids in enumerate(texts)]
+    return {"logits": torch.cat(logits), **seen}
+
+
+@torch.inference_mode()
+def expect(model: BlipForCaption, batch: Batch) -> dict[str, Tensor]:
+    """Read a batch's captions with the packed model."""
+    out: Any = model(batch.images, batch.text, batch.text_lengths, batch.image_index.tolist())
+    return {"logits": out.logits, **traced("vision", out.vision, batch.image_index)}
+
+
+EXPORT = TaskExport(graphs, run, expect)

@@ -1,0 +1,92 @@
+"""BLIP's text decoder as a graph, `decoder`, which caption and vqa share: what follows each word, over what was seen.
+
+It is told the whole text again for every further word, as in models/generation.py, and has no memory of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madtp_cli.export.graphs import Axis, Call, Graph
+from madtp_cli.export.rectangles import Rectangle
+from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.export.towers import Tower
+
+WRITTEN = 20  # ids in a graph of fixed shapes, at least: as many as BLIP's captions may have
+
+
+class DecoderGraph(nn.Module):
+    """Tell which words may follow."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        decoder = model.text_decoder
+        self.embeddings = decoder.bert.embeddings
+        self.tower = Tower(model, "decoder", list(decoder.bert.encoder.layer), {})
+        self.head = decoder.cls.predictions
+
+    def forward(self, states: Tensor, states_lengths: Tensor, ids: Tensor) -> tuple[Tensor]:
+        """Return logits [A, W, V] of what follows each of the ids [A, W] of texts about one sample's states [1, n, C].
+
+        Ids behind a text's end change nothing before it.
+        """
+        x = self.embeddings.word_embeddings(ids) + self.embeddings.position_embeddings.weight[: ids.shape[1]]
+        words = replace(Rectangle.of(self.embeddings.LayerNorm(x)), causal=True)
+        side = Rectangle.of_lengths(states.to(words.x.dtype), states_lengths)
+        return (self.head(self.tower(words, [side]).tokens.x),)
+
+
+def decoder_graph(model: Any, form: Form, reads: str) -> Graph:
+    """Return the graph of a model whose decoder reads what leaves a tower: states, states_lengths, ids -> logits."""
+    longest = model.config.text_config.max_position_embeddings
+    free = form.mode == "dynamic"
+    shape = (2, min(5, longest)) if free else (1, _written(form))
+    return Graph(
+        "decoder",
+        DecoderGraph(model).eval(),
+        example_states(model, form, reads, 1) | {"ids": torch.ones(shape, dtype=torch.int64)},
+        ("logits",),
+        states_axes(model, form, reads, {}) | {"ids": {0: Axis("texts"), 1: Axis("written", longest)} if free else {}},
+    )
+
+
+def follow(call: Call, states: Mapping[str, Tensor], row: int, ids: Tensor, form: Form) -> Tensor:
+    """Return the logits [L, V] of what follows each of a text's ids [L] about one row of states, through the graph."""
+    count = len(ids)
+    if form.mode == "static":
+        ids = torch.nn.functional.pad(ids, (0, _written(form) - count))
+    own = {name: value[row : row + 1] for name, value in states.items()}
+    return call("decoder", own | {"ids": ids[None]})["logits"][0, :count]
+
+
+def example_states(model: Any, form: Form, reads: str, batch: int) -> dict[str, Tensor]:
+    """Make states to trace with, as they leave a tower."""
+    config = model.config.vision_config if reads == "vision" else model.config.text_config
+    count = states_width(model, form, reads) or 9
+    states = torch.randn(batch, count, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    return {"states": states, "states_lengths": torch.full((batch,), count)}
+
+
+def states_axes(model: Any, form: Form, reads: str, others: Mapping[int, Axis]) -> dict[str, Mapping[int, Axis]]:
+    """Return the varying dimensions of states and their lengths; `others` are those of anything [B, ...]."""
+    most = model.image_tokens if reads == "vision" else model.config.text_config.max_position_embeddings
+    counted = {} if states_width(model, form, reads) else {1: Axis("states", most)}
+    return {"states": {**others, **counted}, "states_lengths": others}
+
+
+def states_width(model: Any, form: Form, tower: str) -> int | None:
+    """Return how many places the tokens that leave a tower take, None where the graph counts them."""
+    planned = list(cuts(model, form)[tower].values())
+    if planned:
+        return planned[-1].width
+    return int(model.image_tokens) if tower == "vision" else form.text_tokens
+
+
+def _written(form: Form) -> int:
+    """Return how many ids a graph of fixed shapes takes: the data's longest text fits as well."""
+    return max(WRITTEN, form.text_tokens or 0)

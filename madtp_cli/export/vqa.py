@@ -1,0 +1,84 @@
+"""BLIP for VQA as two graphs: `model` reads a question over its image, `decoder` says what may follow in an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madtp_cli.data.batch import Batch
+from madtp_cli.export.decoder import decoder_graph, follow
+from madtp_cli.export.encoders import ImageEncoder, TextEncoder
+from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, example_text, pad_text, text_axes, traced
+from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.models.vqa import BlipForVqa
+
+OUTPUTS = (
+    "states",
+    "states_lengths",
+    "vision_kept",
+    "text_kept",
+    "vision_positions",
+    "text_positions",
+)
+PROBE = 6  # ids of every question that stand in for an answer where the decoder is compared
+
+
+class VqaGraph(nn.Module):
+    """Read questions over their images."""
+
+    def __init__(self, model: BlipForVqa, form: Form) -> None:
+        super().__init__()
+        planned = cuts(model, form)
+        self.image = ImageEncoder(model, planned["vision"])
+        self.text = TextEncoder(model, model.text_encoder, planned["text"])
+
+    def forward(self, images: Tensor, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, ...]:
+        """Return states [B, n, C] of questions [B, L] over images [B, 3, H, W], and what both towers kept."""
+        seen = self.image(images)
+        read = self.text(text, text_lengths, [seen.tokens])
+        tokens = read.tokens
+        return tokens.x.float(), tokens.lengths, seen.kept, read.kept, seen.tokens.position, tokens.position
+
+
+def graphs(model: BlipForVqa, form: Form) -> tuple[Graph, ...]:
+    """Return two graphs: images, text, text_lengths -> OUTPUTS, and what writes about one question."""
+    texts, others = text_axes(model, form)
+    read = Graph(
+        "model",
+        VqaGraph(model, form).eval(),
+        {"images": example_images(model, form), **example_text(model, form)},
+        OUTPUTS,
+        {"images": others, "text": texts, "text_lengths": others},
+    )
+    return read, decoder_graph(model, form, "text")
+
+
+def run(call: Call, batch: Batch, form: Form) -> dict[str, Tensor]:
+    """Read a batch's questions over their images, which are normalised, and answers that begin as they do."""
+    read = call("model", {"images": batch.images[batch.image_index], **pad_text(batch, form)})
+    states = {name: read.pop(name) for name in ("states", "states_lengths")}
+    texts = batch.text.split(batch.text_lengths)
+    logits = [follow(call, states, row, ids[:PROBE], form) for row, ids in enumerate(texts)]
+    return {"logits": torch.cat(logits), **read}
+
+
+@torch.inference_mode()
+def expect(model: BlipForVqa, batch: Batch) -> dict[str, Tensor]:
+    """Do the same with the packed model."""
+    # The last token of an answer is read by none, so one more is given.
+    answers = [torch.cat([ids[:PROBE], ids[:1]]) for ids in batch.text.split(batch.text_lengths)]
+    out: Any = model(
+        batch.images,
+        batch.text,
+        batch.text_lengths,
+        batch.image_index.tolist(),
+        answers=torch.cat(answers),
+        answer_lengths=[len(ids) for ids in answers],
+        answer_index=range(len(answers)),
+    )
+    return {"logits": out.logits, **traced("vision", out.vision, batch.image_index), **traced("text", out.text)}
+
+
+EXPORT = TaskExport(graphs, run, expect)
