@@ -29,8 +29,8 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> TowerResult:
         """Encode normalised images [I, 3, H, W] float32: their tokens after the last norm."""
         tokens = embed_images(self.embeddings, images)
-        found: TowerResult = self.tower(tokens.with_x(self.norm(tokens.x)))
-        return replace(found, tokens=found.tokens.with_x(self.last_norm(found.tokens.x)))
+        found: TowerResult = self.tower(tokens.with_flat(self.norm(tokens.flat)))
+        return replace(found, tokens=found.tokens.with_flat(self.last_norm(found.tokens.flat)))
 
 
 class TextEncoder(nn.Module):
@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
     def forward(self, text: Tensor, lengths: Tensor, sides: Sequence[Rectangle] = ()) -> TowerResult:
         """Read texts [B, L], of which lengths [B] ids count, over the sides, one sample each per text."""
         found: TowerResult = self.tower(embed_text(self.embeddings, text, lengths, causal=self.causal), sides)
-        return replace(found, tokens=found.tokens.with_x(self.last_norm(found.tokens.x)))
+        return replace(found, tokens=found.tokens.with_flat(self.last_norm(found.tokens.flat)))
 
 
 def embed_images(embeddings: nn.Module, images: Tensor) -> Rectangle:

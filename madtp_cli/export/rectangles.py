@@ -22,12 +22,13 @@ MERGED, NOTHING = -1, -2
 class Rectangle:
     """B token sequences side by side.
 
-    x [B, N, C]; position [B, N] original index within the sample, MERGED or NOTHING; mask [B, N] of real tokens, None
+    flat [B * N, C] the tokens' states, one below the other, because runtimes add a bias in the same operator only to
+    matrices; position [B, N] original index within the sample, MERGED or NOTHING; mask [B, N] of real tokens, None
     where every sample has N; last [B] original index of a second token that is protected beside the first (CLIP's EOT);
     causal: whether a token sees only those before it.
     """
 
-    x: Tensor
+    flat: Tensor
     position: Tensor
     mask: Tensor | None = None
     last: Tensor | None = None
@@ -37,18 +38,23 @@ class Rectangle:
     def of(cls, x: Tensor) -> Rectangle:
         """Wrap fresh embeddings x [B, N, C] of samples that are equally long."""
         here = torch.arange(x.shape[1], device=x.device)
-        return cls(x, here.expand(x.shape[0], -1))
+        return cls(x.flatten(0, 1), here.expand(x.shape[0], -1))
 
     @classmethod
     def of_lengths(cls, x: Tensor, lengths: Tensor, *, ends: bool = False, causal: bool = False) -> Rectangle:
         """Wrap fresh embeddings x [B, N, C] of samples that have lengths [B]; `ends` protects the last token too."""
         here = torch.arange(x.shape[1], device=x.device)
         mask = here < lengths[:, None]
-        return cls(x, torch.where(mask, here, NOTHING), mask, lengths - 1 if ends else None, causal)
+        return cls(x.flatten(0, 1), torch.where(mask, here, NOTHING), mask, lengths - 1 if ends else None, causal)
 
-    def with_x(self, x: Tensor) -> Rectangle:
-        """Return the same tokens with new states x [B, N, C]."""
-        return replace(self, x=x)
+    def with_flat(self, flat: Tensor) -> Rectangle:
+        """Return the same tokens with new states [B * N, C]."""
+        return replace(self, flat=flat)
+
+    @property
+    def x(self) -> Tensor:
+        """The tokens' states, [B, N, C]."""
+        return self.flat.unflatten(0, self.position.shape)
 
     def apart(self, parts: int) -> tuple[Rectangle, ...]:
         """Part samples that lie in groups of so many: the first of every group, the second, and so on."""
@@ -57,7 +63,7 @@ class Rectangle:
         return tuple(
             replace(
                 self,
-                x=x[:, part],
+                flat=x[:, part].flatten(0, 1),
                 position=position[:, part],
                 mask=None if both[0] is None else both[0][:, part],
                 last=None if both[1] is None else both[1][:, part],
@@ -81,7 +87,8 @@ class Rectangle:
     def lengths(self) -> Tensor:
         """Tokens of every sample, [B]."""
         if self.mask is None:
-            return self.position.new_full((1,), 1).mul(self.x.shape[1]).expand(self.x.shape[0])
+            samples, length = self.position.shape
+            return self.position.new_full((1,), 1).mul(length).expand(samples)
         return self.mask.sum(1)
 
 
@@ -93,14 +100,14 @@ class Statistics:
     received: Tensor
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Cut [B, N, C] into heads [B, H, N, D]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+def split_heads(flat: Tensor, heads: int, tokens: Rectangle) -> Tensor:
+    """Cut what was made of some tokens, [B * N, C], into heads [B, H, N, D]."""
+    return flat.view(*tokens.position.shape, heads, flat.shape[-1] // heads).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """Lay heads [B, H, N, D] side by side again: [B, N, C]."""
-    return x.transpose(1, 2).flatten(2)
+    """Lay heads [B, H, N, D] side by side again: [B * N, C]."""
+    return x.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
@@ -190,12 +197,12 @@ def compact(tokens: Rectangle, keep: Tensor, weight: Tensor, cut: Cut) -> Rectan
     # Every place has a key of its own, so that no order of equals can differ: tokens that stay, in order, come first.
     index = torch.where(stay, -here, -here - keep.shape[1]).topk(width, dim=1).indices  # [B, N']
     takes = index == slot
-    x = torch.where(takes[..., None], merged, _take(tokens.x, index))
+    x = torch.where(takes[..., None], merged, _take(tokens, index)).flatten(0, 1)
     position = torch.where(takes, MERGED, tokens.position.gather(1, index))
     if cut.equal:
-        return replace(tokens, x=x, position=position, mask=None)
+        return replace(tokens, flat=x, position=position, mask=None)
     mask = torch.arange(width, device=keep.device) < count[:, None]
-    return replace(tokens, x=x, position=torch.where(mask, position, NOTHING), mask=mask)
+    return replace(tokens, flat=x, position=torch.where(mask, position, NOTHING), mask=mask)
 
 
 def _merge(x: Tensor, drop: Tensor, weight: Tensor) -> Tensor:
@@ -215,8 +222,8 @@ def _longest(count: Tensor, most: int) -> int:
     return width
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Take tokens of x [B, N, C] by their places [B, N']: whole rows at once, which runtimes copy fastest."""
-    samples, length = x.shape[:2]
-    flat = index + torch.arange(samples, device=x.device)[:, None] * length
-    return x.flatten(0, 1).index_select(0, flat.flatten()).unflatten(0, index.shape)
+def _take(tokens: Rectangle, index: Tensor) -> Tensor:
+    """Take tokens by their places [B, N'] in their samples: [B, N', C]; by rows, which runtimes copy fastest."""
+    samples, length = tokens.position.shape
+    rows = index + torch.arange(samples, device=index.device)[:, None] * length
+    return tokens.flat.index_select(0, rows.flatten()).unflatten(0, index.shape)

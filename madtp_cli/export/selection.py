@@ -44,11 +44,12 @@ class MadtpSelector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return which free tokens to keep and the weight by which the others merge, both [B, N].
 
-        entering [B, N, C] are the states that entered the layer; tokens and statistics are from its self-attention.
+        entering [B * N, C] are the states that entered the layer; tokens and statistics are from its self-attention.
         """
         assert statistics is not None
         method = self.method
-        logits = linear(entering, self.folded, self.bias).float() * method.scale  # [B, N, K]
+        logits = linear(entering, self.folded, self.bias).float() * method.scale
+        logits = logits.unflatten(0, tokens.position.shape)  # [B, N, K]
         free = tokens.free
         scores = self._importance(logits, statistics, free)
         ordered = rank(scores.masked_fill(~free, float("-inf"))) if self._ranks(cut) else None

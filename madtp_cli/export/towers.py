@@ -54,7 +54,7 @@ class Tower(nn.Module):
         kept = []
         for layer, block in enumerate(self.blocks):
             selector = self.selectors[str(layer)] if layer in self.cuts else None
-            entering = tokens.x
+            entering = tokens.flat
             tokens, statistics = attend_in(block, tokens, statistics=bool(selector and selector.needs_statistics))
             if selector is not None:
                 cut = self.cuts[layer]
@@ -76,7 +76,7 @@ def finish_in(block: nn.Module, tokens: Rectangle, sides: Sequence[Rectangle]) -
 
 
 def _self_attend(heads: Iterable[Tensor], tokens: Rectangle, statistics: bool) -> tuple[Tensor, Statistics | None]:
-    """Attend inside the samples from queries to keys and values, [B, H, N, D] each: [B, N, C]."""
+    """Attend inside the samples from queries to keys and values, [B, H, N, D] each: [B * N, C]."""
     q, k, v = heads
     if statistics:
         out, found = attend_with_statistics(q, k, v, tokens)
@@ -86,49 +86,51 @@ def _self_attend(heads: Iterable[Tensor], tokens: Rectangle, statistics: bool) -
 
 def _attend_vision(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
     attention = block.self_attn
-    fused = attention.qkv(block.layer_norm1(tokens.x)).unflatten(-1, (3, attention.heads, -1))  # [B, N, 3, H, D]
-    out, found = _self_attend(fused.permute(2, 0, 3, 1, 4).unbind(0), tokens, statistics)
-    return tokens.with_x(tokens.x + attention.projection(out)), found
+    fused = attention.qkv(block.layer_norm1(tokens.flat))  # [B * N, 3 C]
+    width = fused.shape[-1] // (3 * attention.heads)
+    parts = fused.view(*tokens.position.shape, 3, attention.heads, width).permute(2, 0, 3, 1, 4)
+    out, found = _self_attend([parts[0], parts[1], parts[2]], tokens, statistics)
+    return tokens.with_flat(tokens.flat + attention.projection(out)), found
 
 
 def _attend_clip(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
-    attention, x = block.self_attn, block.layer_norm1(tokens.x)
+    attention, x = block.self_attn, block.layer_norm1(tokens.flat)
     maps = (attention.q_proj, attention.k_proj, attention.v_proj)
-    out, found = _self_attend((split_heads(each(x), attention.heads) for each in maps), tokens, statistics)
-    return tokens.with_x(tokens.x + attention.out_proj(out)), found
+    out, found = _self_attend((split_heads(each(x), attention.heads, tokens) for each in maps), tokens, statistics)
+    return tokens.with_flat(tokens.flat + attention.out_proj(out)), found
 
 
 def _attend_text(block: Any, tokens: Rectangle, statistics: bool) -> Attended:
     part = block.attention.self
     maps = (part.query, part.key, part.value)
-    out, found = _self_attend((split_heads(each(tokens.x), part.heads) for each in maps), tokens, statistics)
-    return tokens.with_x(block.attention.output(out, tokens.x)), found
+    out, found = _self_attend((split_heads(each(tokens.flat), part.heads, tokens) for each in maps), tokens, statistics)
+    return tokens.with_flat(block.attention.output(out, tokens.flat)), found
 
 
 def _finish_vision(block: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Rectangle:
-    return tokens.with_x(tokens.x + block.mlp(block.layer_norm2(tokens.x)))
+    return tokens.with_flat(tokens.flat + block.mlp(block.layer_norm2(tokens.flat)))
 
 
 def _finish_text(block: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Rectangle:
     cross = block.crossattention
     x = _CROSS[type(cross)](cross, tokens, sides)
-    return tokens.with_x(block.output(block.intermediate(x), x))
+    return tokens.with_flat(block.output(block.intermediate(x), x))
 
 
 def _read_one(cross: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Tensor:
-    """Read the one side, or none: [B, N, C]."""
-    return cross.output(_read(cross.self, tokens, sides[0]), tokens.x) if sides else tokens.x
+    """Read the one side, or none: [B * N, C]."""
+    return cross.output(_read(cross.self, tokens, sides[0]), tokens.flat) if sides else tokens.flat
 
 
 def _read_two(cross: Any, tokens: Rectangle, sides: Sequence[Rectangle]) -> Tensor:
     left, right = sides
-    return cross.output(_read(cross.self0, tokens, left), _read(cross.self1, tokens, right), tokens.x)
+    return cross.output(_read(cross.self0, tokens, left), _read(cross.self1, tokens, right), tokens.flat)
 
 
 def _read(part: Any, tokens: Rectangle, side: Rectangle) -> Tensor:
-    """Attend from tokens [B, N, C] to a side: [B, N, C]."""
-    maps = ((part.query, tokens.x), (part.key, side.x), (part.value, side.x))
-    q, k, v = (split_heads(linear(x), part.heads) for linear, x in maps)
+    """Attend from tokens to a side of as many samples, or of one for all: [B * N, C]."""
+    maps = ((part.query, tokens), (part.key, side), (part.value, side))
+    q, k, v = (split_heads(linear(each.flat), part.heads, each) for linear, each in maps)
     return join_heads(attend(q, k, v, side.mask))
 
 
