@@ -17,7 +17,7 @@ from madtp_cli.data.shapes_single import ShapesCaptions, ShapesQuestions
 from madtp_cli.errors import SourceError
 from madtp_cli.export import inputs, runtime
 from madtp_cli.export.readme import readme
-from madtp_cli.models.processor import ENCODE, Processor
+from madtp_cli.models.processor import Processor
 from madtp_cli.results import Gmacs, versions
 
 Format = Literal["onnx", "torch", "openvino"]
@@ -54,15 +54,11 @@ class GraphFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TextInput:
-    """How a text becomes ids: the ids that open and close it, and the most of them that a graph reads.
-
-    match_opens takes the place of the opening id where a retrieval model reads a text over an image.
-    """
+    """How a text becomes ids: the ids that open and close it, and the most of them that a graph reads."""
 
     opens: int
     closes: int
     longest: int
-    match_opens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +118,7 @@ class Inference:
 def text_input(processor: Processor, longest: int | None = None) -> TextInput:
     """Describe how a processor's texts open and close; `longest` is what a graph of fixed shape reads."""
     opens, closes = processor.words("")
-    matches = processor.family == "blip" and processor.task == "retrieval"
-    return TextInput(
-        opens=opens,
-        closes=closes,
-        longest=min(longest or processor.longest, processor.longest),
-        match_opens=processor.tokenizer.convert_tokens_to_ids(ENCODE) if matches else None,
-    )
+    return TextInput(opens=opens, closes=closes, longest=min(longest or processor.longest, processor.longest))
 
 
 def write_companions(folder: Path, inference: Inference, processor: Processor) -> None:

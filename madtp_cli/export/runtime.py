@@ -118,10 +118,8 @@ class Retrieval(Model):
 
     def embed_text(self, text: str) -> Embedded:
         """Encode a text, without any image."""
-        ids = self.text_ids(text)
-        found = self.graphs["text"](self._text(ids))
-        opens = self.about["text"].get("match_opens")
-        reads = {} if opens is None else self._text([opens, *ids[1:]])
+        reads = self._text(self.text_ids(text))
+        found = self.graphs["text"](reads)
         return Embedded(found["text_embeds"][0], reads, *_kept(found))
 
     def similarity(self, images: Sequence[Embedded], texts: Sequence[Embedded]) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from tokenizers import normalizers
 
 from madtp_cli.errors import SourceError
 from madtp_cli.export.folder import Inference, text_input, write_companions
-from madtp_cli.models.processor import Processor
 from madtp_cli.results import Gmacs
 from tests.export.toy_graphs import DEC, ENC, SEP, processor, read, write_folder
 
@@ -160,11 +158,10 @@ def test_the_description_is_pinned(folders: dict[str, Path]) -> None:
             {"name": "states_lengths", "dtype": "int64", "shape": ["B"]},
         ],
     }
-    assert found["text"] == {"opens": ENC, "closes": SEP, "longest": 16, "match_opens": None}
+    assert found["text"] == {"opens": ENC, "closes": SEP, "longest": 16}
     assert found["ranking"] == {"answers": ["red", "blue"], "opens": DEC, "compared": 2, "label_smoothing": 0.1}
     caption = read(folders["caption"])
     assert caption["writing"] == {"prompt": [DEC], "closes": SEP, "min_length": 1, "max_length": 6}
-    assert read(folders["retrieval"])["text"]["match_opens"] == ENC
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -230,17 +227,8 @@ def test_images_that_are_prepared_otherwise_are_refused(tmp_path: Path) -> None:
         write_companions(tmp_path / "strange", given, strange)
 
 
-@pytest.mark.parametrize(
-    ("task", "opens", "match"), [("nlvr2", ENC, None), ("caption", DEC, None), ("retrieval", 2, ENC)]
-)
-def test_texts_open_as_the_task_reads_them(task: str, opens: int, match: int | None) -> None:
+@pytest.mark.parametrize(("task", "opens"), [("nlvr2", ENC), ("vqa", ENC), ("caption", DEC), ("retrieval", 2)])
+def test_texts_open_as_the_task_reads_them(task: str, opens: int) -> None:
     found = text_input(processor(task), 9)
-    assert (found.opens, found.closes, found.longest, found.match_opens) == (opens, SEP, 9, match)
+    assert (found.opens, found.closes, found.longest) == (opens, SEP, 9)
     assert text_input(processor(task)).longest == 16
-
-
-def test_clips_have_no_second_look() -> None:
-    clip = Processor.from_words(
-        ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"), 8, family="clip", task="retrieval"
-    )
-    assert json.loads(json.dumps(text_input(clip).match_opens)) is None

@@ -95,7 +95,7 @@ def test_text_is_written_word_by_word(min_length: int, max_length: int, words: s
 
 
 def test_images_and_texts_are_compared_and_matched(tmp_path: Path) -> None:
-    """Vectors by hand; the second look reads [ENC] in the place of the opening token and the image's states."""
+    """Vectors by hand; the second look reads the text and the image's states."""
     write_folder(tmp_path / "out", "retrieval")
     model = runtime.load(tmp_path / "out")
     images = [model.embed_image(plain(255, 0, 0)), model.embed_image(plain(0, 0, 255))]
@@ -106,8 +106,8 @@ def test_images_and_texts_are_compared_and_matched(tmp_path: Path) -> None:
     )
     expected = [[unit(image) @ unit(np.array(text)) for text in ([1, 0, 0], [1, 0, 1])] for image in (red, blue)]
     np.testing.assert_allclose(model.similarity(images, texts), expected, atol=1e-5)
-    assert texts[0].reads["text"].tolist() == [[6, A, RED, CIRCLE, SEP]]
-    assert model.match(images[0], texts[0]) == pytest.approx(1 / (1 + np.exp(red[0] - 6)), rel=1e-5)
+    assert texts[0].reads["text"].tolist() == [[2, A, RED, CIRCLE, SEP]]
+    assert model.match(images[0], texts[0]) == pytest.approx(1 / (1 + np.exp(red[0] - 2)), rel=1e-5)
 
 
 def unit(vector: Any) -> Any:
