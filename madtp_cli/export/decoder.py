@@ -37,8 +37,8 @@ class DecoderGraph(nn.Module):
         """
         x = self.embeddings.word_embeddings(ids) + self.embeddings.position_embeddings.weight[: ids.shape[1]]
         words = replace(Rectangle.of(self.embeddings.LayerNorm(x)), causal=True)
-        side = Rectangle.of_lengths(states.to(words.x.dtype), states_lengths)
-        return (self.head(self.tower(words, [side]).tokens.x),)
+        side = Rectangle.of_lengths(states.to(words.flat.dtype), states_lengths)
+        return (self.head(self.tower(words, [side]).tokens.flat).unflatten(0, ids.shape),)
 
 
 def decoder_graph(model: Any, form: Form, reads: str) -> Graph:
