@@ -160,6 +160,7 @@ class PruneResult(Result):
     """
 
     checkpoint: str | None
+    report: str | None = None
     samples: int | None = None
     budget: Budget | None = None
     dense: Side | None = None

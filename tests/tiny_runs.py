@@ -47,7 +47,7 @@ training: {steps: 10, batch_size: 16, learning_rate: 1e-3, precision: fp32, log_
 """
 FOLDER = {
     *("README.md", "config.json", "metrics.jsonl", "model.safetensors", "preprocessor_config.json", "profile.json"),
-    *("recipe.yaml", "tokenizer.json", "tokenizer_config.json"),
+    *("recipe.yaml", "report.html", "tokenizer.json", "tokenizer_config.json"),
 }
 
 

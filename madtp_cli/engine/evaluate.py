@@ -21,12 +21,15 @@ BATCH = 256  # most samples per forward pass outside training
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run over a split measured."""
+    """What a run over a split measured; ids, predictions, the costs and, where known, `right` are in one order."""
 
     metrics: Mapping[str, float]
     cost: Tally
     records: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     notes: tuple[str, ...] = ()
+    ids: Sequence[str] = ()
+    predictions: Sequence[Any] = ()
+    right: Sequence[bool] = ()
 
     @property
     def samples(self) -> int:
@@ -79,11 +82,13 @@ def evaluate(
     scorer = task.scorer(model, final=final)
     tally = Tally()
     lines: list[dict[str, Any]] = []
+    ids: list[str] = []
     with mixed(precision, device):
         for batch in batches(data, batch_size, limit):
             output = task.forward(model, batch, device)
             cost = tally.add(model, output)
             scorer.add(batch, output)
+            ids += batch.ids
             if records:
                 lines += _records(batch, output, cost)
         _check_any(tally)
@@ -91,7 +96,7 @@ def evaluate(
     for line, prediction, logits in zip(lines, scores.predictions, scores.logits, strict=True) if records else ():
         line.update(prediction=prediction, logits=logits)
     model.train(was_training)
-    return Evaluation(scores.metrics, tally, lines, scores.notes)
+    return Evaluation(scores.metrics, tally, lines, scores.notes, ids, scores.predictions, scores.right)
 
 
 @torch.inference_mode()

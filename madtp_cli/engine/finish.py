@@ -19,6 +19,7 @@ from madtp_cli.engine.build_data import Splits, data_notes, facts
 from madtp_cli.engine.evaluate import Evaluation, batch_for, evaluate
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, SECONDS, compare_latency
 from madtp_cli.engine.output import OutputFolder
+from madtp_cli.engine.reporting import write_report
 from madtp_cli.engine.resume import METRICS
 from madtp_cli.engine.tally import tokens_kept
 from madtp_cli.models.base import PrunedModel
@@ -29,6 +30,7 @@ from madtp_cli.models.weights import WEIGHTS
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.model_card import Origin, model_card
 
+REPORT = "report.html"
 MEASURED_IN = "fp32"  # whatever precision the training ran in
 
 
@@ -138,20 +140,65 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
 
     def write(folder: Path) -> None:
         nonlocal result
-        spec = replace(run.subject.spec, strength=student.strength)
-        budget = asdict(result.budget) if result.budget else {}
-        save_weights(folder, student, spec, run.recipe.task, budget, DTYPES[run.recipe.training.save_precision])
-        result = _with_sizes(result, folder, run.recipe.training.save_precision)
-        run.subject.processor.save(folder)
-        splits.task.save(folder)
-        made_with = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-        (folder / "recipe.yaml").write_text(f"# Made with {made_with}.\n{run.recipe.to_yaml()}", encoding="utf-8")
-        (folder / "profile.json").write_text(result.to_json() + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_card(run, result, spec), encoding="utf-8")
-        shutil.copyfile(output.work / METRICS, folder / METRICS)
+        result = _fill(folder, run, result, splits, tested, output, console)
 
     output.publish(write)
     return result
+
+
+def _fill(
+    folder: Path,
+    run: Finished,
+    result: results.PruneResult,
+    splits: Splits,
+    tested: Mapping[str, Evaluation],
+    output: OutputFolder,
+    console: Console,
+) -> results.PruneResult:
+    """Write the checkpoint folder; return the result with what only its files can tell."""
+    student = run.subject.student
+    spec = replace(run.subject.spec, strength=student.strength)
+    budget = asdict(result.budget) if result.budget else {}
+    save_weights(folder, student, spec, run.recipe.task, budget, DTYPES[run.recipe.training.save_precision])
+    result = _with_sizes(result, folder, run.recipe.training.save_precision)
+    run.subject.processor.save(folder)
+    splits.task.save(folder)
+    page = _report(run, result, splits, tested, output.work / METRICS, console)
+    if page is not None:
+        result = replace(result, report=str(output.final / REPORT))
+        (folder / REPORT).write_text(page, encoding="utf-8")
+    made_with = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    (folder / "recipe.yaml").write_text(f"# Made with {made_with}.\n{run.recipe.to_yaml()}", encoding="utf-8")
+    (folder / "profile.json").write_text(result.to_json() + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(run, result, spec), encoding="utf-8")
+    shutil.copyfile(output.work / METRICS, folder / METRICS)
+    return result
+
+
+def _report(
+    run: Finished,
+    result: results.PruneResult,
+    splits: Splits,
+    tested: Mapping[str, Evaluation],
+    log: Path,
+    console: Console,
+) -> str | None:
+    """Write report.html as text; whatever goes wrong with it is said, and costs the run nothing else."""
+    try:
+        return write_report(
+            result,
+            run.recipe,
+            run.subject.student,
+            run.subject.processor,
+            splits,
+            tested.get("pruned", tested["dense"]),
+            tested["dense"],
+            log,
+        )
+    except Exception as error:
+        cause = " ".join(str(error).split())
+        console.print(f"{REPORT} is missing, all else is there: {type(error).__name__}: {cause}")
+        return None
 
 
 def _budget(run: Finished, tested: Evaluation) -> results.Budget | None:
@@ -207,5 +254,6 @@ def _card(run: Finished, result: results.PruneResult, spec: PruningSpec) -> str:
         spec=spec,
         source=recipe.data.source,
         limits=facts(recipe.data.name).limits,
+        report=result.report is not None,
     )
     return model_card(result, origin)

@@ -63,7 +63,7 @@ def budget_line(budget: Budget) -> str:
 
 def headline(result: PruneResult) -> str | None:
     """Say in one sentence what it cost in accuracy, or how good the one model is; None if nothing was measured."""
-    name = _main_metric(result)
+    name = main_metric(result)
     if name is None:
         return None
     sides = [side.metrics[name] for side in (result.dense, result.pruned) if side and name in side.metrics]
@@ -95,7 +95,8 @@ def by_tower(layers: tuple[LayerTokens, ...]) -> dict[str, list[LayerTokens]]:
     return towers
 
 
-def _main_metric(result: PruneResult) -> str | None:
+def main_metric(result: PruneResult) -> str | None:
+    """Name the metric that a run is judged by; None if nothing was measured."""
     side = result.pruned or result.dense
     names = [name for name in side.metrics if "/" not in name] if side else []
     return next((name for name in _MAIN if name in names), next(iter(names), None))

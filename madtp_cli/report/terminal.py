@@ -62,6 +62,7 @@ def print_run_report(console: Console, result: PruneResult, *, next_command: str
     _print_layers(console, result.layers)
     facts = {
         "checkpoint": result.checkpoint or "",
+        "report": result.report or "",
         "model card": f"{result.checkpoint.rstrip('/')}/README.md" if result.checkpoint else "",
         "run": f"{wording.duration(result.seconds)} {_machine(result)}{_trained_in(result)}",
         "next": next_command,

@@ -36,6 +36,16 @@ def metric(name: str, value: float) -> str:
     return percent(value) if is_share(name) else f"{value:.3f}"
 
 
+def scale(name: str) -> float:
+    """Return what a metric is multiplied by to be read."""
+    return 100.0 if name in _HUNDREDFOLD or is_share(name) else 1.0
+
+
+def unit(name: str) -> str:
+    """Write the unit of a metric behind its name: `, %` for shares."""
+    return ", %" if is_share(name) else ""
+
+
 def metric_change(name: str, before: float, after: float) -> str:
     """Write what a metric gained or lost: `-1.3 points` for shares."""
     if is_share(name):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
+from madtp_cli.engine import finish
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.recipe import load_recipe
+from madtp_cli.report.comparison import headline
 from madtp_cli.results import PruneResult, versions
-from tests.tiny_runs import FOLDER, names, weights
+from tests.tiny_runs import FOLDER, PRUNE, names, tiny, train, weights
 
 
 def result_of(folder: Path) -> PruneResult:
@@ -113,6 +117,39 @@ def test_the_card_states_what_was_measured(dense: Path, pruned: Path) -> None:
     assert f"taken with: {result.processor}, {spread}, cpu, fp32, attention backend auto." in card
     assert "## Licence" not in (dense / "README.md").read_text(encoding="utf-8")
     assert "- Made from: nothing, trained from scratch" in (dense / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_report_tells_of_this_run(dense: Path, pruned: Path) -> None:
+    """Its figures are those of profile.json, its samples those of the test split; dense models have one too."""
+    result = result_of(pruned)
+    assert result.report == str(pruned / "report.html")
+    page = (pruned / "report.html").read_text(encoding="utf-8")
+    assert f">{headline(result)}<" in page
+    assert "shapes/test/" in page
+    assert "Tokens kept, text" in page
+    assert "96 test" in page
+    assert "[report.html](report.html)" in (pruned / "README.md").read_text(encoding="utf-8")
+    plain = (dense / "report.html").read_text(encoding="utf-8")
+    assert "Nothing is pruned" in plain
+    assert "made from</dt><dd>nothing, trained from scratch" in plain
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_report_that_fails_costs_nothing_else(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint is written and loads, the console says what is missing, and nothing points to it."""
+
+    def broken(*given: object) -> str:
+        raise RuntimeError("no font\nto write with")
+
+    monkeypatch.setattr(finish, "write_report", broken)
+    said = io.StringIO()
+    recipe = tiny(tmp_path, PRUNE, "training.steps=1", "budget.tolerance=0.9", checkpoint=dense)
+    result = train(recipe, console=Console(file=said, width=200))
+    assert result.report is None
+    assert names(tmp_path / "out") == FOLDER - {"report.html"}
+    assert "report.html is missing, all else is there: RuntimeError: no font to write with" in said.getvalue()
+    assert "report.html" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert result_of(tmp_path / "out").report is None
 
 
 def test_the_strength_of_the_folder_is_the_calibrated_one(pruned: Path) -> None:
