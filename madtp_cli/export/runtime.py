@@ -85,10 +85,11 @@ class Model:
 
     def _write(self, reads: Mapping[str, Array], how: Mapping[str, Any]) -> str:
         """Write word by word, always the likeliest one."""
-        ids = list(how["prompt"])
-        start = len(ids)
-        while len(ids) < how["max_length"]:
-            logits = self.graphs["decoder"]({**reads, "ids": np.array([ids], np.int64)})["logits"][0, len(ids) - 1]
+        ids, decoder = list(how["prompt"]), self.graphs["decoder"]
+        start, places = len(ids), decoder.fixed("ids", 1)
+        most = how["max_length"] if places is None else min(how["max_length"], places + 1)
+        while len(ids) < most:
+            logits = decoder({**reads, "ids": np.array([ids], np.int64)})["logits"][0, len(ids) - 1]
             if len(ids) < how["min_length"]:
                 logits[how["closes"]] = -np.inf
             if (word := int(logits.argmax())) == how["closes"]:

@@ -94,6 +94,12 @@ def test_text_is_written_word_by_word(min_length: int, max_length: int, words: s
         assert answer.probability is None
 
 
+def test_a_graph_of_fixed_shape_ends_a_text(tmp_path: Path) -> None:
+    """The decoder has three places: after three ids one more can follow, whatever is asked for."""
+    write_folder(tmp_path / "out", "caption", min_length=9, max_length=12, candidates=1, length=3)
+    assert runtime.load(tmp_path / "out").caption(plain(1, 2, 3)).text == "a circle a"
+
+
 def test_images_and_texts_are_compared_and_matched(tmp_path: Path) -> None:
     """Vectors by hand; the second look reads the text and the image's states."""
     write_folder(tmp_path / "out", "retrieval")
