@@ -17,7 +17,7 @@ token, -2 where a shorter sample has none. Outputs that hold numbers are float32
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,11 +60,16 @@ class Graph:
 
 @dataclass(frozen=True)
 class TaskExport:
-    """A task's graphs for a model and a form; a batch through them, and through the packed model."""
+    """A task's graphs for a model and a form; a batch through them, and through the packed model.
+
+    score: the name of a measure of how right the outputs are, and that measure: of samples as the data gives them (with
+    labels), and of the outputs of all of them, one after the other.
+    """
 
     graphs: Callable[[Any, Form], tuple[Graph, ...]]
     run: Callable[[Call, Batch, Form], dict[str, Tensor]]
     expect: Callable[[Any, Batch], dict[str, Tensor]]
+    score: tuple[str, Callable[[Sequence[Batch], Tensors], float]] | None = None
 
 
 def is_kept(output: str) -> bool:

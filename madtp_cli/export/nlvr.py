@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from madtp_cli.data.batch import Batch
+from madtp_cli.data.batch import Batch, PairBatch
 from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import (
     Call,
@@ -74,4 +76,10 @@ def expect(model: BlipForNlvr, batch: Batch) -> dict[str, Tensor]:
     return {"logits": out.logits, **seen, **traced("text", out.text)}
 
 
-EXPORT = TaskExport(graphs, run, expect)
+def accuracy(samples: Sequence[Batch], outputs: Mapping[str, Tensor]) -> float:
+    """Return the share of sentences judged rightly."""
+    labels = torch.cat([sample.labels for sample in samples if isinstance(sample, PairBatch)])
+    return (outputs["logits"].argmax(-1) == labels).double().mean().item()
+
+
+EXPORT = TaskExport(graphs, run, expect, ("accuracy", accuracy))

@@ -111,7 +111,7 @@ class PrunedModel(nn.Module):
 
     def macs(self, output: Output) -> analytic.Macs:
         """Return the exact inference MACs of every sample with its own images, by module path: int64 [S] each."""
-        return self._macs(
+        return self.macs_of_counts(
             self._counts(output.vision),
             self._counts(output.text),
             output.images.spans.lengths,
@@ -124,7 +124,7 @@ class PrunedModel(nn.Module):
         config = self.config
         image = analytic.layer_counts([self.image_tokens], [self.image_tokens])
         words = analytic.layer_counts(text_lengths, text_lengths)
-        return self._macs(
+        return self.macs_of_counts(
             [image] * config.vision_config.num_hidden_layers,
             [words] * config.text_config.num_hidden_layers,
             [self.image_tokens],
@@ -136,7 +136,7 @@ class PrunedModel(nn.Module):
         """Return the unpruned model's mean cost for texts of these lengths, in 1e9 multiply-adds."""
         return analytic.total(self.dense_macs(text_lengths)).double().mean().item() / 1e9
 
-    def _macs(
+    def macs_of_counts(
         self,
         vision: Sequence[analytic.LayerCounts],
         text: Sequence[analytic.LayerCounts],
@@ -144,6 +144,10 @@ class PrunedModel(nn.Module):
         image_index: ImageIndex,
         text_lengths: Sequence[int],
     ) -> analytic.Macs:
+        """Count S samples by the tokens that entered and left every layer: of I images, then of the texts.
+
+        image_tokens are those that left an image's last layer; int64 [S] each, by module path.
+        """
         index = torch.tensor(image_index).view(len(text_lengths), -1)  # [S, images per text]
         macs = {path: cost[index].sum(1) for path, cost in self._image_macs(vision, image_tokens).items()}
         return macs | self._text_macs(text, torch.tensor(image_tokens)[index], torch.tensor(text_lengths))
