@@ -35,7 +35,7 @@ from madtp_cli.engine.build_data import open_splits
 from madtp_cli.engine.evaluate import mixed
 from madtp_cli.engine.losses import LossWeights
 from madtp_cli.engine.optimizers import make_optimizers
-from madtp_cli.engine.profile import at_strength
+from madtp_cli.engine.profile_costs import at_strength
 from madtp_cli.engine.step import TrainingStep
 from madtp_cli.engine.tally import Tally
 from madtp_cli.engine.tasks.base import Task

@@ -114,22 +114,42 @@ class Gmacs:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTokens:
-    """Tokens that leave one layer, over the samples seen."""
+    """Tokens that leave one layer, over the samples seen; images count one by one. `tokens_entered` is the most that
+    entered the tower.
+    """
 
     tower: str
     layer: int
     tokens_mean: float
     tokens_min: int
     tokens_max: int
+    tokens_entered: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleCost:
-    """Cost and parameters of one part of the model."""
+    """Cost and parameters of one part of the model, and its share (0..1) of the time of batch 1, where it was measured.
+
+    What the shares leave to 1 is time between the parts: choosing tokens, moving them together, residuals.
+    """
 
     name: str
     gmacs: float
     params: int
+    time_share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCost:
+    """What one sample cost; tokens that entered each of its towers, and that left every layer.
+
+    A pair of images is two towers, `vision_left` and `vision_right`.
+    """
+
+    id: str
+    gmacs: Gmacs
+    tokens_entered: Mapping[str, int]
+    tokens_kept: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +163,14 @@ class PassCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """One `--fail-if`: what was asked, what was measured, and whether it was hit."""
+    """One `--fail-if`: what was asked, what was measured and whether it was hit; with several checkpoints, of which."""
 
     expression: str
     value: float
     hit: bool
+    name: str | None = None
+    limit: float | None = None
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +179,8 @@ class PruneResult(Result):
     `broken_images` names, by split, images that were missing or unreadable and left out.
 
     `dtype`, `threads`, `processor` and `attention_backend` are what metrics and latency were taken with,
-    `training_precision` what the steps ran in; `samples` counts those of the test split that were measured.
+    `training_precision` what the steps ran in; `samples` counts those of the test split that were measured. `report` is
+    the page to read, null where it could not be made.
     """
 
     checkpoint: str | None
@@ -192,32 +216,68 @@ class EvaluateResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileResult(Result, Speed):
-    """What a checkpoint costs, part by part, and how fast it is; `dense` is the same without pruning, where timed.
+class Picture:
+    """One picture of `profile --visualize`: its file, the sample, what was answered, what was right, what it cost."""
+
+    file: str
+    id: str
+    answer: str | None
+    reference: str | None
+    gmacs: Gmacs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiled(Speed):
+    """What one model costs, part by part, layer by layer and sample by sample, and how fast it is.
+
+    `dense` is the same model without pruning, where it was timed; of several checkpoints that cost the same without
+    pruning, one was.
+    """
+
+    gmacs: Gmacs
+    params: int
+    size_mib: float | None = None
+    modules: tuple[ModuleCost, ...] = ()
+    layers: tuple[LayerTokens, ...] = ()
+    samples: tuple[SampleCost, ...] = ()
+    tokens_kept: Mapping[str, float] = field(default_factory=dict)
+    dense: Side | None = None
+    uncounted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedProfile(Profiled):
+    """One more checkpoint that was measured in the same run, on the samples of the first."""
+
+    name: str
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileResult(Result, Profiled):
+    """What a checkpoint costs and how fast it is; `others` are further ones, where several were named.
 
     By convention `sample`, costs are those of one sample, and `passes` are what may come on top, each. By `published`
     they are put together as in papers: `composition` adds up to gmacs, and `published_gmacs` is what is compared with.
+    `recipe` is the one whose model was profiled, where it was not a checkpoint's own; `name` is short for `checkpoint`.
     """
 
     checkpoint: str | None
-    gmacs: Gmacs
+    name: str | None = None
+    recipe: str | None = None
     convention: str = "sample"
     composition: tuple[PassCost, ...] = ()
     published_gmacs: float | None = None
     passes: tuple[PassCost, ...] = ()
-    params: int
-    modules: tuple[ModuleCost, ...] = ()
-    layers: tuple[LayerTokens, ...] = ()
-    tokens_kept: Mapping[str, float] = field(default_factory=dict)
-    dense: Side | None = None
     dense_latency_ms: Mapping[str, float] = field(default_factory=dict)
-    uncounted: tuple[str, ...] = ()
     counter: str = "analytic"
     attention_backend: str | None = None
     threads: int | None = None
     batch_size: int | None = None
     text_tokens: int | None = None
     baseline: Side | None = None
+    others: tuple[NamedProfile, ...] = ()
+    pictures: tuple[Picture, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
 
 
@@ -248,6 +308,59 @@ class HubResult(Result):
 
     checkpoint: str
     hub: HubUpload
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFile:
+    """One file of an export folder."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCheck:
+    """Exported files beside PyTorch on real samples.
+
+    same_kept, same_answers: shares of the samples. max_difference: of all numbers, over samples that kept the same
+    tokens; atol is what it may be. scores: `score` of PyTorch as it prunes (`pytorch`) and of the files (`exported`).
+    """
+
+    samples: int
+    same_kept: float
+    same_answers: float
+    max_difference: float
+    atol: float
+    score: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(Result):
+    """What `export` wrote, how it was checked, and how fast it is.
+
+    format is onnx, torch or openvino, and runtime what ran it; text_tokens and batch_size are null where a file takes
+    any number. tokens_kept: mean tokens leaving each layer, by tower. latency_ms: the p50 of `dense` and `pruned`, by
+    batch size, in that runtime; speedup is their ratio.
+    """
+
+    checkpoint: str
+    output: str
+    format: str
+    runtime: str
+    mode: str
+    precision: str
+    opset: int | None
+    text_tokens: int | None
+    batch_size: int | None
+    files: tuple[ExportFile, ...]
+    check: ExportCheck
+    gmacs: Gmacs
+    tokens_kept: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    speedup: Mapping[str, float] = field(default_factory=dict)
+    threads: int | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,8 +99,10 @@ def test_documented_names_are_there() -> None:
     assert set(evaluate["gmacs"]) == {"dense", "pruned", "reduction"}
     assert set(profile) >= {"gmacs", "params", "modules", "layers", "tokens_kept", "uncounted", "dense", *SPEED}
     assert set(profile["dense"]) == set(prune["dense"])
-    assert set(profile["modules"][0]) == {"name", "gmacs", "params"}
-    assert set(profile["layers"][0]) == {"tower", "layer", "tokens_mean", "tokens_min", "tokens_max"}
+    assert set(profile["modules"][0]) == {"name", "gmacs", "params", "time_share"}
+    assert set(profile["layers"][0]) == {
+        *("tower", "layer", "tokens_mean", "tokens_min", "tokens_max", "tokens_entered")
+    }
 
 
 def test_records_do_not_change() -> None:

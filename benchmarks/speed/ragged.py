@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.speed.padded import in_parts, vision_layers
 from benchmarks.speed.subjects import Call
-from madtp_cli.engine.profile import at_strength
+from madtp_cli.engine.profile_costs import at_strength
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.tokens import Spans, Tokens
 

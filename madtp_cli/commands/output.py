@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -33,8 +34,8 @@ def open_console(json_output: bool, verbosity: int) -> Iterator[Console]:
         yield console
 
 
-def emit(result: Result, json_output: bool, console: Console) -> None:
-    """Print a result: as its JSON document, or as a report for people."""
+def emit(result: Result, json_output: bool, console: Console, **view: Any) -> None:
+    """Print a result: as its JSON document, or as a report for people, of which some have a `view` to choose."""
     if not is_main_process():
         return
     if json_output:
@@ -42,7 +43,7 @@ def emit(result: Result, json_output: bool, console: Console) -> None:
         return
     from madtp_cli.report.terminal import show
 
-    show(result, console)
+    show(result, console, **view)
 
 
 def is_main_process() -> bool:

@@ -300,6 +300,11 @@ def _open(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
 
 
 def _open_shapes(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
+    return generated_split(recipe, split)
+
+
+def generated_split(recipe: Recipe, split: str) -> Split[Any]:
+    """Open a split of the generated data, whose ids and pixels need no processor."""
     data = recipe.data
     samples = {"train": data.train_samples, "validation": data.validation_samples, "test": data.test_samples}[split]
     made: Split[Any] = SHAPES_SPLITS[recipe.task](

@@ -90,7 +90,7 @@ def evaluate(
             scorer.add(batch, output)
             ids += batch.ids
             if records:
-                lines += _records(batch, output, cost)
+                lines += sample_records(batch, output, cost)
         _check_any(tally)
         scores = scorer.scores()
     for line, prediction, logits in zip(lines, scores.predictions, scores.logits, strict=True) if records else ():
@@ -124,7 +124,8 @@ def _check_any(tally: Tally) -> None:
         raise SourceError("no sample could be read: every image is missing or broken; see data.max_broken")
 
 
-def _records(batch: Batch, output: Output, cost: Sequence[int]) -> Iterator[dict[str, Any]]:
+def sample_records(batch: Batch, output: Output, cost: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the id of every sample, its gmacs, and the tokens leaving every layer of its towers."""
     for row, images in enumerate(batch.image_index.view(batch.samples, -1).tolist()):
         names = ("vision",) if len(images) == 1 else ("vision_left", "vision_right")
         kept = {name: _leaving(output.vision, image) for name, image in zip(names, images, strict=True)}

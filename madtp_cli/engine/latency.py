@@ -24,6 +24,7 @@ from madtp_cli.results import Speed
 BATCH_SIZES = (1, 32)
 SAMPLES = 64
 SECONDS = 1.0  # per model and batch size
+ROUNDS = 6
 PATIENCE = 60.0  # seconds per batch size, after which large models are timed in fewer rounds
 # A visit to the dearest model, unpruned, computes at most this much, or a single batch: not all samples where those
 # would take minutes. A number of multiply-adds, so that the batches do not depend on the machine.
@@ -46,21 +47,28 @@ def time_models(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     precision: str = "fp32",
     seconds: float = SECONDS,
+    rounds: int = ROUNDS,
+    patience: float | None = None,
+    warmup: int = 2,
+    visit_samples: int | None = None,
 ) -> dict[int, dict[str, Timed]]:
     """Time models in turn, each on its own form of the same samples; every size needs at least as many of them.
 
-    Returns what was found by batch size and model. Pixels are normalised and on the device before the clock starts.
+    `visit_samples` bounds the samples, but for those of one batch, that a visit to a model runs; rounds, seconds,
+    patience (in seconds, for one batch size) and warmup are those of `costs.latency.compare`. Returns what was found by
+    batch size and model. Pixels are normalised and on the device before the clock starts.
     """
     device = next(next(iter(candidates.values()))[0].parameters()).device
     found: dict[int, dict[str, Timed]] = {}
+    limit = PATIENCE if patience is None else patience
     for size in sorted(set(batch_sizes)):
         setting = Setting(size, str(device), precision, attention_used(device, precision))
-        rows = _rows(candidates, size)
+        rows = _rows(candidates, size, visit_samples)
         batches = {
             name: [join_samples(samples[row : row + size]) for row in rows] for name, (_, samples) in candidates.items()
         }
-        calls = {name: _calls(model, batches[name], precision) for name, (model, _) in candidates.items()}
-        timed = compare(calls, setting, seconds=seconds, patience=PATIENCE)
+        calls = {name: calls_of(model, batches[name], precision) for name, (model, _) in candidates.items()}
+        timed = compare(calls, setting, seconds=seconds, rounds=rounds, patience=limit, warmup=warmup)
         # Counted afterwards: whoever has to run for it would have been warmed up by it.
         found[size] = {
             name: Timed(timed[name], _macs(model, batches[name], calls[name]))
@@ -113,13 +121,13 @@ def _speed(name: str, timed: Mapping[int, Mapping[str, Timed]], dense: str) -> S
     )
 
 
-def _rows(candidates: Mapping[str, Candidate], size: int) -> list[int]:
+def _rows(candidates: Mapping[str, Candidate], size: int, most: int | None = None) -> list[int]:
     """Choose the first samples of the batches to time, evenly spread; samples that fill no batch stay out."""
     fewest = min(len(samples) for _, samples in candidates.values())
     dearest = max(_dense_macs(model, samples) for model, samples in candidates.values())
     whole = fewest // size
     assert whole, f"{fewest} samples fill no batch of {size}"
-    count = max(1, min(whole, int(VISIT_MACS / (dearest * size))))
+    count = max(1, min(whole, int(VISIT_MACS / (dearest * size)), whole if most is None else most // size))
     return [size * (index * whole // count) for index in range(count)]
 
 
@@ -137,8 +145,8 @@ def _macs(model: PrunedModel, batches: Sequence[Batch], calls: Sequence[Callable
     return torch.cat([total(model.macs(call())) for call in calls]).double().mean().item()
 
 
-def _calls(model: PrunedModel, batches: Sequence[Batch], precision: str) -> list[Callable[[], Any]]:
-    """Make one call for every batch."""
+def calls_of(model: PrunedModel, batches: Sequence[Batch], precision: str) -> list[Callable[[], Any]]:
+    """Make one call for every batch, to run as it will be timed."""
     model.eval()
     device = next(model.parameters()).device
     return [_call(model, arguments(batch, Normalisation(), device), precision, device) for batch in batches]

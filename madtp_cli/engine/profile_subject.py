@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from madtp_cli.costs.published import CALLS
 from madtp_cli.data.batch import Split
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.engine import build
-from madtp_cli.engine.build_data import SHAPES_SPLITS, open_splits
+from madtp_cli.engine.build_data import SHAPES_SPLITS, generated_split, open_splits
 from madtp_cli.engine.evaluate_checkpoint import own_recipe
 from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.base import PrunedModel, initialise, towers_of
 from madtp_cli.models.checkpoints import MODELS, Checkpoint, open_checkpoint
-from madtp_cli.models.processor import Processor
+from madtp_cli.models.processor import IMAGES, Processor
 from madtp_cli.models.spec import PruningSpec
+from madtp_cli.models.weights import read_json
 from madtp_cli.recipe import Recipe
 
 GENERATED = 2048  # samples of a generated split, over which those that are measured are spread
@@ -32,7 +34,7 @@ class Subject:
     """A model to profile, the data it is profiled on, and the seed of whatever is random in it.
 
     Without data only the dense model's costs can be told; text_tokens is the length that texts are given where they are
-    not the model's own data.
+    not the model's own data. `checkpoint` is where the weights come from, None if they are random or none.
     """
 
     model: PrunedModel
@@ -40,6 +42,8 @@ class Subject:
     seed: int | None
     text_tokens: int | None = None
     normalise: Normalisation = field(default_factory=Normalisation)
+    checkpoint: str | None = None
+    size_mib: float | None = None
 
     @property
     def weightless(self) -> bool:
@@ -62,7 +66,9 @@ def open_subject(
     """
     if recipe is None:
         assert checkpoint is not None
-        return _of_checkpoint(open_checkpoint(checkpoint), seed, console)
+        opened = open_checkpoint(checkpoint)
+        subject = _of_checkpoint(opened, seed, console)
+        return replace(subject, checkpoint=checkpoint, size_mib=opened.size_mib)
     if seed is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
     return _at_random(recipe, runs, console) if random_init else _of_recipe(recipe, console)
@@ -78,7 +84,10 @@ def _of_checkpoint(opened: Checkpoint, seed: int | None, console: Console) -> Su
     """Take the validation split that a checkpoint was made on, generated data of its task if it does not say."""
     model = opened.build()
     if opened.folder is not None and (opened.folder / "recipe.yaml").is_file():
-        return _measured(model, own_recipe(opened), lambda: build.processor_of(opened), seed, console)
+        recipe = own_recipe(opened)
+        return _generated_data(model, recipe, opened.folder, seed) or _measured(
+            model, recipe, lambda: build.processor_of(opened), seed, console
+        )
     console.print(f"{opened.source} has no recipe.yaml: measured on samples of shapes")
     words = opened.config.text_config.vocab_size
     tokens = usual_text_tokens(model) if words > build.MOST_WORDS * len(VOCABULARY) else None
@@ -93,7 +102,8 @@ def _of_recipe(recipe: Recipe, console: Console) -> Subject:
         )
     model = source.build(_spec(recipe, source.config, console)).eval()
     processor = partial(build.processor_of, source, recipe.model.tokenizer)
-    return _measured(model, recipe, processor, recipe.training.seed, console)
+    subject = _measured(model, recipe, processor, recipe.training.seed, console)
+    return replace(subject, checkpoint=source.source, size_mib=source.size_mib)
 
 
 def _at_random(recipe: Recipe, runs: bool, console: Console) -> Subject:
@@ -136,6 +146,23 @@ def _spec(recipe: Recipe, config: Any, console: Console) -> PruningSpec:
     if spec.method != "none" and not spec.strength:
         console.print("the recipe leaves pruning.strength to its budget, so the dense model is profiled")
     return spec
+
+
+def _generated_data(model: PrunedModel, recipe: Recipe, folder: Path, seed: int | None) -> Subject | None:
+    """Open generated data as the folder says to normalise them; None where the processor has to be asked.
+
+    That imports much of transformers, which takes as long as half of a profile.
+    """
+    if recipe.data.name != "shapes" or not (folder / IMAGES).is_file():
+        return None
+    stored = read_json(folder / IMAGES)
+    try:
+        normalise = Normalisation(tuple(map(float, stored["image_mean"])), tuple(map(float, stored["image_std"])))
+    except (KeyError, TypeError, ValueError):
+        return None
+    if (len(normalise.mean), len(normalise.std)) != (3, 3):
+        return None
+    return Subject(model, generated_split(recipe, "validation"), seed, normalise=normalise)
 
 
 def _measured(

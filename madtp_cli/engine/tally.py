@@ -12,12 +12,15 @@ from madtp_cli.results import LayerTokens
 
 @dataclass
 class Tally:
-    """Costs of samples, in MACs: macs and dense_macs one integer each, modules their sums; tokens leaving layers."""
+    """Costs of samples, in MACs: macs and dense_macs one integer each, modules their sums; tokens leaving layers, and
+    the most that entered each tower.
+    """
 
     macs: list[int] = field(default_factory=list)
     dense_macs: list[int] = field(default_factory=list)
     modules: dict[str, int] = field(default_factory=dict)
     leaving: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    entered: dict[str, int] = field(default_factory=dict)
 
     def add(self, model: PrunedModel, output: Output) -> list[int]:
         """Take in a forward pass and return the cost of its samples."""
@@ -29,6 +32,7 @@ class Tally:
         self.dense_macs += total(model.dense_macs(output.text_lengths)).tolist()
         for layer in (*output.vision, *output.text):
             self.leaving.setdefault((layer.tower, layer.layer), []).extend(layer.leaving)
+            self.entered[layer.tower] = max(self.entered.get(layer.tower, 0), *layer.spans.lengths)
         return cost
 
     @property
@@ -49,11 +53,13 @@ class Tally:
     @property
     def layers(self) -> tuple[LayerTokens, ...]:
         """Tokens leaving every layer; images count one by one."""
-        return layer_tokens(self.leaving)
+        return layer_tokens(self.leaving, self.entered)
 
 
-def layer_tokens(leaving: Mapping[tuple[str, int], Sequence[int]]) -> tuple[LayerTokens, ...]:
-    """Summarise the tokens of all samples leaving each (tower, layer)."""
+def layer_tokens(
+    leaving: Mapping[tuple[str, int], Sequence[int]], entered: Mapping[str, int] | None = None
+) -> tuple[LayerTokens, ...]:
+    """Summarise the tokens of all samples leaving each (tower, layer), of at most so many that `entered` the tower."""
     return tuple(
         LayerTokens(
             tower=tower,
@@ -61,6 +67,7 @@ def layer_tokens(leaving: Mapping[tuple[str, int], Sequence[int]]) -> tuple[Laye
             tokens_mean=sum(kept) / len(kept),
             tokens_min=min(kept),
             tokens_max=max(kept),
+            tokens_entered=None if entered is None else entered[tower],
         )
         for (tower, layer), kept in leaving.items()
     )

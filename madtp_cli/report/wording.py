@@ -90,7 +90,7 @@ def parameters(number: float) -> str:
 
 def milliseconds(value: float) -> str:
     """Write a latency to three figures: `8.31 ms`, `88.1 ms`, `180 ms`."""
-    return f"{value:.{_decimals(value, most=2, figures=3)}f} ms"
+    return f"{figures(value)} ms"
 
 
 def threads(number: int | None) -> str | None:
@@ -106,14 +106,14 @@ def busy(which: str, p50_ms: float, p90_ms: float) -> str | None:
     return f"The machine was busy: {which} took {spread:.1f} times the median or longer. Take the ratios as rough."
 
 
-def throughput(value: float) -> str:
-    """Write samples per second to three figures: `8.31`, `88.1`, `1802`."""
+def figures(value: float) -> str:
+    """Write a number to three figures, its unit being said elsewhere: `8.31`, `88.1`, `1802`."""
     return f"{value:.{_decimals(value, most=2, figures=3)}f}"
 
 
 def mebibytes(value: float) -> str:
     """Write a size to three figures: `7.61 MiB`, `446 MiB`."""
-    return f"{value:.{_decimals(value, most=2, figures=3)}f} MiB"
+    return f"{figures(value)} MiB"
 
 
 def size(number: int) -> str:

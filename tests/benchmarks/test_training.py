@@ -20,7 +20,7 @@ from madtp_cli.data.batch import PairBatch
 from madtp_cli.data.metrics import nlvr2_scores
 from madtp_cli.engine.losses import LossWeights
 from madtp_cli.engine.optimizers import make_optimizers
-from madtp_cli.engine.profile import at_strength
+from madtp_cli.engine.profile_costs import at_strength
 from madtp_cli.engine.tally import Tally
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.teacher import CachedTeacher

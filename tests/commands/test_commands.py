@@ -43,7 +43,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Result | BaseException]
         def use_attention(*choice: str) -> None:
             attention.append(choice)
 
-        def show(result: Result, console: Any) -> None:
+        def show(result: Result, console: Any, **_view: Any) -> None:
             console.print(f"report of {result.command}")
 
         packages: dict[str, ModuleType] = {}

@@ -110,7 +110,7 @@ def test_all_conditions_are_evaluated() -> None:
         ("gmac", "gmac is not measured; did you mean gmacs?"),
         (
             "seed",
-            "seed is not measured; there are gmacs, reduction, params, tokens_kept, baseline, latency_ms, "
+            "seed is not measured; there are gmacs, reduction, params, size_mib, tokens_kept, baseline, latency_ms, "
             "latency_p90_ms, latency_runs, samples_per_second, peak_mib, macs_ratio, time_ratio, efficiency, dense, "
             "dense_latency_ms",
         ),

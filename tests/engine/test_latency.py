@@ -16,7 +16,7 @@ from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs
 from madtp_cli.engine import latency
 from madtp_cli.engine.latency import Timed
-from madtp_cli.engine.profile import analytic_costs, at_strength
+from madtp_cli.engine.profile_costs import analytic_costs, at_strength
 from madtp_cli.engine.samples import fit_samples, spread_samples
 from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.models.base import Output, initialise, towers_of

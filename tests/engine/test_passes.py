@@ -12,7 +12,7 @@ from torch import nn
 from madtp_cli.costs import published
 from madtp_cli.costs.counters import torch_macs
 from madtp_cli.engine import passes
-from madtp_cli.engine.profile import dense_costs
+from madtp_cli.engine.profile_costs import dense_costs
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import MODELS
 from madtp_cli.models.configs import default_config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import torch
 from rich.console import Console
 
 from madtp_cli.data.sentences import VOCABULARY
-from madtp_cli.engine import latency, profile, profile_subject
+from madtp_cli.engine import profile, profile_subject
 from madtp_cli.engine.profile import profile_checkpoint
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.base import initialise, towers_of
@@ -83,7 +82,7 @@ def nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure on few samples and briefly."""
     monkeypatch.setattr(profile, "SAMPLES", 4)
-    monkeypatch.setattr(profile, "time_models", functools.partial(latency.time_models, seconds=0.01))
+    monkeypatch.setattr(profile, "SECONDS", 0.01)
 
 
 def save(folder: Path, kind: tuple[str, str], strength: float = 0.0) -> str:

@@ -27,16 +27,21 @@ class Cardboard:
 
 
 def output(vision_macs: list[int], text_macs: list[int], lengths: list[int], **leaving: list[list[int]]) -> Any:
-    """Make an output with the tokens leaving each layer of each tower."""
+    """Make an output with the tokens leaving each layer of each tower; each was entered by one more of each."""
     traces = {
-        tower: tuple(SimpleNamespace(tower=tower, layer=row, leaving=kept) for row, kept in enumerate(layers))
+        tower: tuple(
+            SimpleNamespace(
+                tower=tower, layer=row, leaving=kept, spans=SimpleNamespace(lengths=[tokens + 1 for tokens in kept])
+            )
+            for row, kept in enumerate(layers)
+        )
         for tower, layers in {"vision": [], "text": [], **leaving}.items()
     }
     return SimpleNamespace(vision_macs=vision_macs, text_macs=text_macs, text_lengths=lengths, **traces)
 
 
 def test_batches_add_up() -> None:
-    """Three samples in two batches: 3 + 1, 4 + 2 and 5 + 3 of 20, 30 and 50."""
+    """Three samples in two batches: 3 + 1, 4 + 2 and 5 + 3 of 20, 30 and 50; 10 tokens and 5 are the most that entered."""
     tally, model = Tally(), Cardboard()
     first = output([3, 4], [1, 2], [2, 3], vision=[[9, 7], [5, 3]], text=[[2, 3]])
     assert tally.add(model, first) == [4, 6]  # type: ignore[arg-type]
@@ -47,9 +52,9 @@ def test_batches_add_up() -> None:
     assert tally.dense_gmacs == pytest.approx(100e-9 / 3)
     assert tally.reduction == pytest.approx(0.82)
     assert tally.layers == (
-        LayerTokens(tower="vision", layer=0, tokens_mean=8.0, tokens_min=7, tokens_max=9),
-        LayerTokens(tower="vision", layer=1, tokens_mean=3.0, tokens_min=1, tokens_max=5),
-        LayerTokens(tower="text", layer=0, tokens_mean=3.0, tokens_min=2, tokens_max=4),
+        LayerTokens(tower="vision", layer=0, tokens_mean=8.0, tokens_min=7, tokens_max=9, tokens_entered=10),
+        LayerTokens(tower="vision", layer=1, tokens_mean=3.0, tokens_min=1, tokens_max=5, tokens_entered=10),
+        LayerTokens(tower="text", layer=0, tokens_mean=3.0, tokens_min=2, tokens_max=4, tokens_entered=5),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,28 @@ import pytest
 from rich.console import Console, RenderableType
 
 from madtp_cli.report.profile_tables import (
-    Part,
     busy,
     composition_table,
-    latency_table,
-    modules_table,
-    parts,
+    layers_table,
     passes_table,
-    throughput_table,
+    pictures_table,
+    samples_table,
+    speed_table,
     timed,
+    tokens_table,
+    tree_table,
 )
-from madtp_cli.results import Gmacs, ModuleCost, PassCost, ProfileResult, Side
+from madtp_cli.results import (
+    Gmacs,
+    LayerTokens,
+    ModuleCost,
+    NamedProfile,
+    PassCost,
+    Picture,
+    ProfileResult,
+    SampleCost,
+    Side,
+)
 
 MODULES = (
     ModuleCost(name="vision_model.embeddings", gmacs=0.01, params=3000),
@@ -75,6 +87,24 @@ def profile(**changes: Any) -> ProfileResult:
     return ProfileResult(**{**known, **changes})
 
 
+LAYERS = (
+    LayerTokens(tower="vision", layer=0, tokens_mean=20.0, tokens_min=8, tokens_max=30, tokens_entered=40),
+    LayerTokens(tower="vision", layer=1, tokens_mean=10.0, tokens_min=8, tokens_max=12, tokens_entered=40),
+    LayerTokens(tower="text", layer=0, tokens_mean=9.0, tokens_min=4, tokens_max=12, tokens_entered=12),
+)
+
+
+def sample(index: int) -> SampleCost:
+    """Make the cost of a sample that is dearer by its number."""
+    pruned = 0.1 + index / 1000
+    return SampleCost(
+        id=f"test/{index}",
+        gmacs=Gmacs(dense=0.5, pruned=pruned, reduction=1 - pruned / 0.5),
+        tokens_entered={"vision_left": 16, "text": 5},
+        tokens_kept={"vision_left": (10, 6), "text": (5, 5)},
+    )
+
+
 def render(content: RenderableType, width: int = 80, encoding: str = "utf-8") -> str:
     """Print as a pipe does: no terminal, no colour, some encoding."""
     raw = io.BytesIO()
@@ -88,25 +118,92 @@ def rows_of(content: RenderableType) -> list[list[str]]:
     return [line.split() for line in render(content).splitlines()]
 
 
-def test_layers_are_summed_and_costless_parts_come_last() -> None:
-    """A name that differs by its layer only is one part; norms, embeddings and alignment tokens are one line."""
-    rounded = [Part(part.name, part.layers, round(part.gmacs, 9), part.params) for part in parts(MODULES)]
-    assert rounded == [
-        Part("vision_model.embeddings", 1, 0.01, 3000),
-        Part("vision_model.encoder.layers.*.self_attn", 2, 0.15, 60_000),
-        Part("vision_model.encoder.layers.*.pruning", 2, 0.003, 0),
-        Part("text_encoder.encoder.layer.*.crossattention", 1, 0.037, 50_000),
-        Part("parts without cost of their own", 1, 0.0, 8000),
+def test_the_tree_adds_up_from_part_to_model() -> None:
+    """Layers are summed, each row is what the rows inside it are; what every layer of a stack has needs no count."""
+    lines = render(tree_table(profile())).splitlines()
+    assert lines[0].split() == ["part", "params", "gmacs", "share"]
+    assert [re.sub("(?<=\\w) {2,}", "|", line.rstrip()) for line in lines[2:]] == [
+        "model|121.0 k|0.2000|100.0%",
+        "├── vision_model|63.19 k|0.1630|81.5%",
+        "│   ├── embeddings|3.000 k|0.0100|5.0%",
+        "│   ├── encoder.layers x2|60.00 k|0.1530|76.5%",
+        "│   │   ├── self_attn|60.00 k|0.1500|75.0%",
+        "│   │   └── pruning|-   0.0030|1.5%",
+        "│   └── post_layernorm|192|-        -",
+        "├── text_encoder|50.00 k|0.0370|18.5%",
+        "│   └── encoder.layer|50.00 k|0.0370|18.5%",
+        "│       └── crossattention|50.00 k|0.0370|18.5%",
+        "└── alignment|7.808 k|-        -",
     ]
 
 
-def test_modules_add_up_to_the_total() -> None:
-    """Shares are of the pruned cost; the last line is the sum."""
-    lines = render(modules_table(profile())).splitlines()
-    attention = next(line for line in lines if "self_attn" in line)
-    assert attention.split() == ["vision_model.encoder.layers.*.self_attn", "x2", "0.1500", "75.0%", "60.00", "k"]
-    assert lines[-1].split()[:2] == ["total", "0.2000"]
-    assert "0.self_attn" in render(modules_table(profile(), every_layer=True))
+def test_the_tree_is_as_deep_as_asked() -> None:
+    """Towers and heads; what they hold; or every layer on its own, with as many rows as the model has modules."""
+    assert [row[1] for row in rows_of(tree_table(profile(), 1))[3:]] == ["vision_model", "text_encoder", "alignment"]
+    assert len(rows_of(tree_table(profile(), 2))) == 3 + 3 + 4
+    deep = render(tree_table(profile(), 4))
+    assert "│   │   ├── 0 " in deep
+    assert "│   │   └── 1 " in deep
+    assert deep.count("self_attn") == 2
+    assert "x1" not in deep
+
+
+def test_a_tree_of_timed_parts_ends_with_the_rest() -> None:
+    """Shares of time add up over layers, and what they leave to 1 is between the parts."""
+    shares = (0.1, 0.2, None, 0.15, None, 0.25, 0.05, None)
+    clocked = tuple(replace(module, time_share=share) for module, share in zip(MODULES, shares, strict=True))
+    rows = rows_of(tree_table(profile(modules=clocked)))
+    assert rows[0][-1] == "time"
+    assert ["├──", "vision_model", "63.19", "k", "0.1630", "81.5%", "50.0%"] in rows
+    assert ["│", "│", "├──", "self_attn", "60.00", "k", "0.1500", "75.0%", "35.0%"] in rows
+    assert ["├──", "alignment", "7.808", "k", "-", "-", "-"] in rows
+    assert rows[-1] == ["└──", "between", "the", "parts", "25.0%"]
+
+
+def test_layers_have_their_tokens_and_their_cost() -> None:
+    """Of each tower; the bar is full where all of the tokens that entered leave."""
+    rows = rows_of(layers_table(profile(layers=LAYERS), 80))
+    assert rows[0] == ["tokens", "kept", "after", "mean", "min", "max", "gmacs", "params"]
+    assert rows[2] == ["vision", "layer", "0", "20.0", "8", "30", "━" * 8 + "─" * 4, "0.1020", "30.00", "k"]
+    assert rows[-1] == ["text", "layer", "0", "9.0", "4", "12", "━" * 12 + "─" * 4, "0.0370", "50.00", "k"]
+
+
+def test_a_decoder_that_no_sample_runs_is_no_layer_of_the_text_tower() -> None:
+    """Its parameters are in the tree; the text tower's layer has its own only."""
+    decoder = ModuleCost(name="text_decoder.bert.encoder.layer.0.attention", gmacs=0.0, params=1_000_000)
+    assert rows_of(layers_table(profile(layers=LAYERS, modules=(*MODULES, decoder)), 80))[-1][-2:] == ["50.00", "k"]
+
+
+def test_bars_of_kept_tokens_are_full_where_all_tokens_are_left() -> None:
+    """Of 40 that entered, 20 on average and 30 at most are left: half of 34 signs, and three quarters."""
+    (row,) = [row for row in rows_of(tokens_table(LAYERS, 80)) if row[:3] == ["vision", "layer", "0"]]
+    assert row == ["vision", "layer", "0", "20.0", "8", "30", "━" * 17 + "─" * 9]
+
+
+def test_samples_come_dearest_first() -> None:
+    """With the share of each tower's tokens that leave a layer: 10 and 6 of 16 are half."""
+    found = rows_of(samples_table(profile(samples=tuple(sample(index) for index in range(3)))))
+    assert found[0] == ["sample", "gmacs", "reduction", "vision", "left", "text"]
+    assert [row[0] for row in found[2:]] == ["test/2", "test/1", "test/0"]
+    assert found[-1] == ["test/0", "0.1000", "80.0%", "50.0%", "100.0%"]
+
+
+def test_of_many_samples_both_ends_are_shown() -> None:
+    """Eight of each, the number of the others between them; or every one."""
+    many = profile(samples=tuple(sample(index) for index in range(64)))
+    found = rows_of(samples_table(many))
+    assert [row[0] for row in found[2:]] == [f"test/{index}" for index in range(63, 55, -1)] + ["48"] + [
+        f"test/{index}" for index in range(7, -1, -1)
+    ]
+    assert len(rows_of(samples_table(many, every=True))) == 66
+
+
+def test_pictures_say_what_was_answered_and_what_it_cost() -> None:
+    """The file's name without its folder; without a reference no column for it."""
+    cost = Gmacs(dense=0.5, pruned=0.1, reduction=0.8)
+    drawn = Picture(file="out/a.png", id="a", answer="true", reference="false", gmacs=cost)
+    assert rows_of(pictures_table([drawn]))[-1] == ["a.png", "0.1000", "80.0%", "true", "false"]
+    assert rows_of(pictures_table([replace(drawn, reference=None)]))[0] == ["picture", "gmacs", "reduction", "answer"]
 
 
 def test_models_stand_together_by_batch() -> None:
@@ -118,32 +215,36 @@ def test_models_stand_together_by_batch() -> None:
     ]
 
 
-def test_latency_table_shows_time_beside_multiply_adds() -> None:
-    """Median, slowest tenth and runs of every model; of those that are compared with dense the ratios as well."""
-    rows = rows_of(latency_table(profile(baseline=BASELINE)))
-    assert rows[0] == ["batch", "model", "p50", "p90", "runs", "time", "gmacs", "efficiency"]
-    assert [row for row in rows if "ms" in row] == [
-        ["1", "dense", "20.0", "ms", "21.0", "ms", "44"],
-        ["pruned", "10.0", "ms", "12.0", "ms", "88", "x0.50", "x0.40", "0.83"],
-        ["baseline", "15.0", "ms", "x0.75", "x0.50", "0.50"],
-        ["32", "dense", "600", "ms", "620", "ms", "6"],
-        ["pruned", "300", "ms", "310", "ms", "6", "x0.50", "x0.40", "0.83"],
-        ["baseline", "12346", "ms", "x20.58", "x0.45", "-35.59"],
+def test_the_speed_table_shows_time_beside_multiply_adds() -> None:
+    """Median, slowest tenth, runs, samples per second and MiB of every model, to three figures; of those that are
+    compared with dense the ratios as well; what was not measured stays empty.
+    """
+    rows = rows_of(speed_table(profile(baseline=BASELINE)))
+    assert rows[0] == [
+        *("batch", "model", "p50", "ms", "p90", "ms", "runs", "per", "s", "MiB", "time", "gmacs", "efficiency")
     ]
+    assert [row for row in rows[2:] if row] == [
+        ["1", "dense", "20.0", "21.0", "44", "50.0", "1.28"],
+        ["pruned", "10.0", "12.0", "88", "100", "1.79", "x0.50", "x0.40", "0.83"],
+        ["baseline", "15.0", "x0.75", "x0.50", "0.50"],
+        ["32", "dense", "600", "620", "6", "53.3", "2000"],
+        ["pruned", "300", "310", "6", "107", "1234", "x0.50", "x0.40", "0.83"],
+        ["baseline", "12346", "x20.58", "x0.45", "-35.59"],
+    ]
+
+
+def test_several_checkpoints_are_called_by_their_names() -> None:
+    """The first is no longer just the pruned one."""
+    known = {field: getattr(profile(), field) for field in ("gmacs", "params", "latency_ms", "time_ratio")}
+    other = NamedProfile(name="b", checkpoint="runs/b", **known)
+    names = [name for _, name, _ in timed(profile(name="a", others=(other,)))]
+    assert names == ["dense", "a", "b"] * 2
 
 
 def test_without_a_saving_there_is_no_efficiency() -> None:
     """A baseline as dear as the dense model: two ratios, nothing to divide by."""
     dear = replace(BASELINE, macs_ratio={"1": 1.0, "32": 1.0}, efficiency={})
-    assert ["baseline", "15.0", "ms", "x0.75", "x1.00"] in rows_of(latency_table(profile(baseline=dear)))
-
-
-def test_throughput_table_has_samples_and_memory() -> None:
-    """To three figures; what was not measured stays empty."""
-    rows = rows_of(throughput_table(profile(baseline=BASELINE)))
-    assert rows[0] == ["batch", "model", "samples/s", "memory"]
-    assert rows[2:5] == [["1", "dense", "50.0", "1.28", "MiB"], ["pruned", "100", "1.79", "MiB"], ["baseline"]]
-    assert ["32", "dense", "53.3", "2000", "MiB"] in rows
+    assert ["baseline", "15.0", "x0.75", "x1.00"] in rows_of(speed_table(profile(baseline=dear)))
 
 
 def test_a_dense_model_has_one_row_and_no_ratios() -> None:
@@ -151,7 +252,7 @@ def test_a_dense_model_has_one_row_and_no_ratios() -> None:
     none: dict[str, Any] = {"macs_ratio": {}, "time_ratio": {}, "efficiency": {}}
     dense = profile(gmacs=Gmacs(dense=0.5, pruned=0.5, reduction=0.0), **none)
     assert [(batch, name) for batch, name, _ in timed(dense)] == [("1", "dense"), ("32", "dense")]
-    assert rows_of(latency_table(dense))[0] == ["batch", "model", "p50", "p90", "runs"]
+    assert rows_of(speed_table(dense))[0] == ["batch", "model", "p50", "ms", "p90", "ms", "runs", "per", "s", "MiB"]
 
 
 def test_a_busy_machine_is_named() -> None:
@@ -168,19 +269,29 @@ def test_a_busy_machine_is_named() -> None:
 
 
 def test_without_latency_there_is_no_row() -> None:
-    """--no-latency leaves empty tables, which nobody prints."""
-    assert latency_table(profile(latency_ms={})).row_count == 0
-    assert throughput_table(profile(latency_ms={})).row_count == 0
+    """--no-latency leaves an empty table, which nobody prints."""
+    assert speed_table(profile(latency_ms={})).row_count == 0
 
 
-@pytest.mark.parametrize("table", [modules_table, latency_table, throughput_table])
-def test_tables_fit_80_columns_and_plain_ascii(table: Any) -> None:
+@pytest.mark.parametrize(
+    ("table", "last"),
+    [
+        (lambda result: tree_table(result, 4, ascii_only=True), "`-- alignment"),
+        (speed_table, "efficiency"),
+        (lambda result: layers_table(result, 80, ascii_only=True), "text layer 0"),
+        (lambda result: tokens_table(result.layers, 80, ascii_only=True), "###"),
+        (samples_table, "vision left"),
+    ],
+)
+def test_tables_fit_80_columns_and_plain_ascii(table: Any, last: str) -> None:
     """In a pipe without Unicode nothing is lost, wrapped or decorated."""
-    text = render(table(profile(baseline=BASELINE)), encoding="ascii")
+    full = profile(baseline=BASELINE, layers=LAYERS, samples=tuple(sample(index) for index in range(20)))
+    text = render(table(full), encoding="ascii")
     assert max(len(line) for line in text.splitlines()) <= 80
     assert text.isascii()
     assert "\x1b" not in text
-    assert any(last in text for last in ("crossattention", "efficiency", "memory"))
+    assert "?" not in text
+    assert last in text
 
 
 def _pass(name: str, dense: float, pruned: float, times: int = 1) -> PassCost:

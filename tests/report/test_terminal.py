@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from madtp_cli.report.terminal import print_evaluation, print_profile, print_run_report, show
+from madtp_cli.report.profile_report import print_profile
+from madtp_cli.report.terminal import print_evaluation, print_run_report, show
 from madtp_cli.results import (
     Budget,
     EvaluateResult,
@@ -238,12 +239,11 @@ def test_a_profile_shows_parts_latencies_and_what_was_not_counted() -> None:
     print_profile(target, replace(PROFILE, baseline=Side(metrics={}, gmacs=0.2, params=1)))
     found, rows = lines(target), words(target)
     assert found[1] == "runs/a: 2.040 M parameters"
-    assert ["vision", "0.1200", "75.0%", "1.400", "M"] in rows
-    assert ["1", "dense", "12.4", "ms", "24.9", "ms"] in rows
-    assert ["pruned", "8.30", "ms", "9.10", "ms", "88", "x0.67", "x0.50", "0.67"] in rows
-    assert ["pruned", "120", "1.79", "MiB"] in rows
+    assert ["├──", "vision", "1.400", "M", "0.1200", "75.0%"] in rows
+    assert ["1", "dense", "12.4", "24.9"] in rows
+    assert ["pruned", "8.30", "9.10", "88", "120", "1.79", "x0.67", "x0.50", "0.67"] in rows
     assert "The machine was busy: at batch 1 one in ten of the dense model's calls took 2.0" in found
-    assert ["32", "pruned", "88.1", "ms", "x0.50"] in rows
+    assert ["32", "pruned", "88.1", "x0.50"] in rows
     assert "Baseline: 0.2000 gmacs per sample; this one costs 0.1600 (-20.0%)." in found
     assert "Not counted: aten::foo" in found
     assert found[-3:] == [
@@ -256,7 +256,7 @@ def test_a_profile_shows_parts_latencies_and_what_was_not_counted() -> None:
 def test_a_profile_without_latencies_has_no_such_table() -> None:
     target = console()
     show(replace(PROFILE, latency_ms={}, dense=None), target)
-    assert not any("p50" in row or "samples/s" in row for row in words(target))
+    assert not any("p50" in row for row in words(target))
     assert "busy" not in printed(target)
 
 

@@ -98,7 +98,7 @@ def test_what_an_encoding_cannot_say_is_escaped() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(0.5, "0.50"), (8.314, "8.31"), (88.14, "88.1"), (1802.4, "1802")])
 def test_samples_per_second_have_three_figures(value: float, text: str) -> None:
-    assert wording.throughput(value) == text
+    assert wording.figures(value) == text
 
 
 def test_threads_are_counted() -> None:
