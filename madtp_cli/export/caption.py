@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.decoder import decoder_graph, follow
+from madtp_cli.export.decoder import COMPARED, decoder_graph, follow, openings, side_by_side
 from madtp_cli.export.encoders import ImageEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, text_axes, traced
 from madtp_cli.export.schedule import Form, cuts
@@ -39,19 +40,28 @@ def graphs(model: BlipForCaption, form: Form) -> tuple[Graph, ...]:
 
 
 def run(call: Call, batch: Batch, form: Form) -> dict[str, Tensor]:
-    """Read a batch's captions word by word over their images, which are normalised, through the graphs."""
+    """Read how a batch's captions begin, over their images, which are normalised, through the graphs."""
     seen = call("model", {"images": batch.images[batch.image_index]})
-    states = {name: seen.pop(name) for name in ("states", "states_lengths")}
-    texts = batch.text.split(batch.text_lengths)
-    logits = [follow(call, states, row, ids, form) for row, ids in enumerate(texts)]
-    return {"logits": torch.cat(logits), **seen}
+    return {"logits": follow(call, seen, batch, form), **seen}
 
 
 @torch.inference_mode()
 def expect(model: BlipForCaption, batch: Batch) -> dict[str, Tensor]:
-    """Read a batch's captions with the packed model."""
-    out: Any = model(batch.images, batch.text, batch.text_lengths, batch.image_index.tolist())
-    return {"logits": out.logits, **traced("vision", out.vision, batch.image_index)}
+    """Do the same with the packed model."""
+    texts = openings(batch)
+    lengths = [len(ids) for ids in texts]
+    out: Any = model(batch.images, torch.cat(texts), lengths, batch.image_index.tolist())
+    logits = side_by_side(out.logits.split(lengths))
+    return {"logits": logits, **traced("vision", out.vision, batch.image_index)}
 
 
-EXPORT = TaskExport(graphs, run, expect)
+def next_words(samples: Sequence[Batch], outputs: Mapping[str, Tensor]) -> float:
+    """Return the share of words that are foretold rightly, of those that captions begin with."""
+    right = []
+    for sample, logits in zip(samples, outputs["logits"], strict=True):
+        words = sample.text[1 : COMPARED + 1]
+        right.append(logits[: len(words)].argmax(-1) == words)
+    return torch.cat(right).double().mean().item()
+
+
+EXPORT = TaskExport(graphs, run, expect, ("next words", next_words))

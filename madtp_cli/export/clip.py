@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from madtp_cli.data.batch import Batch
+from madtp_cli.data.batch import Batch, RetrievalBatch
 from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, example_text, pad_text, text_axes, traced
 from madtp_cli.export.rectangles import Rectangle
@@ -85,4 +86,11 @@ def expect(model: ClipForRetrieval, batch: Batch) -> dict[str, Tensor]:
     return embeds | traced("vision", out.vision, batch.image_index) | traced("text", out.text)
 
 
-EXPORT = TaskExport(graphs, run, expect)
+def recall(samples: Sequence[Batch], outputs: Mapping[str, Tensor]) -> float:
+    """Return the share of texts whose own image is the most similar of all, an image that comes twice counting once."""
+    names = [name for sample in samples if isinstance(sample, RetrievalBatch) for name in sample.image_ids]
+    best = (outputs["text_embeds"] @ outputs["image_embeds"].T).argmax(1).tolist()
+    return sum(names[image] == name for image, name in zip(best, names, strict=True)) / len(names)
+
+
+EXPORT = TaskExport(graphs, run, expect, ("image recall@1", recall))

@@ -5,18 +5,21 @@ It is told the whole text again for every further word, as in models/generation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from madtp_cli.data.batch import Batch
 from madtp_cli.export.graphs import Axis, Call, Graph
 from madtp_cli.export.rectangles import Rectangle
 from madtp_cli.export.schedule import Form, cuts
 from madtp_cli.export.towers import Tower
 
+COMPARED = 6  # ids of a text on which decoders are compared: their logits are as wide as the vocabulary
 WRITTEN = 20  # ids in a graph of fixed shapes, at least: as many as BLIP's captions may have
 
 
@@ -55,13 +58,28 @@ def decoder_graph(model: Any, form: Form, reads: str) -> Graph:
     )
 
 
-def follow(call: Call, states: Mapping[str, Tensor], row: int, ids: Tensor, form: Form) -> Tensor:
-    """Return the logits [L, V] of what follows each of a text's ids [L] about one row of states, through the graph."""
-    count = len(ids)
-    if form.mode == "static":
-        ids = torch.nn.functional.pad(ids, (0, _written(form) - count))
-    own = {name: value[row : row + 1] for name, value in states.items()}
-    return call("decoder", own | {"ids": ids[None]})["logits"][0, :count]
+def openings(batch: Batch) -> list[Tensor]:
+    """Return the first ids of every text of a batch: what decoders are compared on."""
+    return [ids[:COMPARED] for ids in batch.text.split(batch.text_lengths)]
+
+
+def follow(call: Call, outputs: dict[str, Tensor], batch: Batch, form: Form) -> Tensor:
+    """Return logits [S, COMPARED, V] of what follows each opening id of a batch's texts, through the graph.
+
+    Takes the states that the decoder reads out of the outputs of another graph. Places without an id have zeros.
+    """
+    states = {name: outputs.pop(name) for name in ("states", "states_lengths")}
+    found = []
+    for row, ids in enumerate(openings(batch)):
+        own = {name: value[row : row + 1] for name, value in states.items()}
+        given = pad(ids, (0, _written(form) - len(ids))) if form.mode == "static" else ids
+        found.append(call("decoder", own | {"ids": given[None]})["logits"][0, : len(ids)])
+    return side_by_side(found)
+
+
+def side_by_side(logits: Sequence[Tensor]) -> Tensor:
+    """Lay logits [L, V] of several texts out as [S, COMPARED, V], with zeros behind."""
+    return torch.stack([pad(each, (0, 0, 0, COMPARED - len(each))) for each in logits])
 
 
 def example_states(model: Any, form: Form, reads: str, batch: int) -> dict[str, Tensor]:

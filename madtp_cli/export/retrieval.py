@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from madtp_cli.data.batch import Batch
+from madtp_cli.export.clip import recall
 from madtp_cli.export.decoder import example_states, states_axes
 from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import (
@@ -118,4 +119,4 @@ def expect(model: BlipForRetrieval, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-EXPORT = TaskExport(graphs, run, expect)
+EXPORT = TaskExport(graphs, run, expect, ("image recall@1", recall))

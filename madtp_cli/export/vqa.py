@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.decoder import decoder_graph, follow
+from madtp_cli.export.decoder import decoder_graph, follow, openings, side_by_side
 from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, example_text, pad_text, text_axes, traced
 from madtp_cli.export.schedule import Form, cuts
@@ -22,7 +22,6 @@ OUTPUTS = (
     "vision_positions",
     "text_positions",
 )
-PROBE = 6  # ids of every question that stand in for an answer where the decoder is compared
 
 
 class VqaGraph(nn.Module):
@@ -58,27 +57,26 @@ def graphs(model: BlipForVqa, form: Form) -> tuple[Graph, ...]:
 def run(call: Call, batch: Batch, form: Form) -> dict[str, Tensor]:
     """Read a batch's questions over their images, which are normalised, and answers that begin as they do."""
     read = call("model", {"images": batch.images[batch.image_index], **pad_text(batch, form)})
-    states = {name: read.pop(name) for name in ("states", "states_lengths")}
-    texts = batch.text.split(batch.text_lengths)
-    logits = [follow(call, states, row, ids[:PROBE], form) for row, ids in enumerate(texts)]
-    return {"logits": torch.cat(logits), **read}
+    return {"logits": follow(call, read, batch, form), **read}
 
 
 @torch.inference_mode()
 def expect(model: BlipForVqa, batch: Batch) -> dict[str, Tensor]:
     """Do the same with the packed model."""
     # The last token of an answer is read by none, so one more is given.
-    answers = [torch.cat([ids[:PROBE], ids[:1]]) for ids in batch.text.split(batch.text_lengths)]
+    answers = [torch.cat([ids, ids[:1]]) for ids in openings(batch)]
+    lengths = [len(ids) for ids in answers]
     out: Any = model(
         batch.images,
         batch.text,
         batch.text_lengths,
         batch.image_index.tolist(),
         answers=torch.cat(answers),
-        answer_lengths=[len(ids) for ids in answers],
+        answer_lengths=lengths,
         answer_index=range(len(answers)),
     )
-    return {"logits": out.logits, **traced("vision", out.vision, batch.image_index), **traced("text", out.text)}
+    logits = side_by_side(out.logits.split([length - 1 for length in lengths]))
+    return {"logits": logits, **traced("vision", out.vision, batch.image_index), **traced("text", out.text)}
 
 
 EXPORT = TaskExport(graphs, run, expect)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from madtp_cli.data.batch import Batch
+from madtp_cli.data.batch import Batch, RetrievalBatch
 from madtp_cli.export import caption, clip, retrieval, vqa
 from madtp_cli.export.graphs import Call, Graph, TaskExport, Tensors, is_kept
 from madtp_cli.export.schedule import Form
@@ -112,3 +112,29 @@ def test_what_stands_behind_a_text_changes_nothing_before_it(task: str) -> None:
     longer = {**inputs, "ids": torch.tensor([[28, 5, 6, 7, 0, 9], [28, 5, 6, 7, 4, 4]])}
     expected, found = graph(inputs)["logits"], graph(longer)["logits"]
     torch.testing.assert_close(found[:, :4], expected.expand(2, -1, -1), atol=1e-5, rtol=1e-5)
+
+
+# How right exports are -----------------------------------------------------------------------------------------
+
+
+def test_retrieval_is_scored_by_the_most_similar_image() -> None:
+    """Of three texts the first finds its image, the second another sample's copy of it, the third a wrong one."""
+    fields = {**vars(singles([3])), "auxiliary": {}}
+    samples = [RetrievalBatch(**fields, image_ids=(name,)) for name in ("a", "b", "b", "c")]
+    image = torch.eye(4)
+    text = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0]])
+    assert retrieval.EXPORT.score is not None
+    name, score = retrieval.EXPORT.score
+    assert (name, score(samples, {"image_embeds": image, "text_embeds": text})) == ("image recall@1", 0.75)
+
+
+def test_captions_are_scored_by_the_words_foretold() -> None:
+    """Five words after the opening, two of them wrong; then a word and the end, both right; nothing behind counts."""
+    long, short = (replace(singles([len(ids)]), text=torch.tensor(ids)) for ids in ([28, 5, 6, 7, 8, 9], [28, 5, 2]))
+    told = torch.zeros(2, 6, WORDS)
+    for row, words in enumerate(([5, 6, 4, 8, 4], [5, 2])):
+        told[row, torch.arange(len(words)), torch.tensor(words)] = 1.0
+    assert caption.EXPORT.score is not None
+    name, score = caption.EXPORT.score
+    assert name == "next words"
+    assert score([long, short], {"logits": told}) == pytest.approx(5 / 7)
