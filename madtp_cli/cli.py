@@ -18,6 +18,7 @@ from madtp_cli.commands.evaluate import evaluate
 from madtp_cli.commands.finetune import finetune
 from madtp_cli.commands.profile import profile
 from madtp_cli.commands.prune import prune
+from madtp_cli.commands.schema import schema
 from madtp_cli.errors import Interrupted, MadtpError
 
 EXIT_CODES = (
@@ -105,6 +106,7 @@ app.command()(guarded(prune))
 app.command()(guarded(finetune))
 app.command()(guarded(evaluate))
 app.command()(guarded(profile))
+app.command()(guarded(schema))
 
 recipes_app = typer.Typer(help="List, show, copy and check recipes.", **_SETTINGS)
 recipes_app.command()(guarded(recipes.ls))

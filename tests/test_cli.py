@@ -19,7 +19,7 @@ from madtp_cli import errors
 from madtp_cli.cli import app, guarded
 from madtp_cli.recipe import load_recipe, shipped_recipes
 
-COMMANDS = ("prune", "finetune", "evaluate", "profile", "recipes")
+COMMANDS = ("prune", "finetune", "evaluate", "profile", "schema", "recipes")
 NAMES = ", ".join(path.stem for path in shipped_recipes())
 
 
@@ -81,6 +81,13 @@ def test_the_flags_of_every_command_are_documented(name: str) -> None:
         "profile": {
             "--random-init",
             "--baseline",
+            "--by",
+            "--depth",
+            "--seconds",
+            "--csv",
+            "--visualize",
+            "--image",
+            "--text",
             "--counter",
             "--convention",
             "--batch-size",

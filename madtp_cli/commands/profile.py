@@ -25,7 +25,7 @@ DEFAULT_BATCH = 32  # timed beside batch 1 where no size is asked for, as in mad
 Models = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="CHECKPOINT...", help="Checkpoint folder, or builtin:NAME; several are compared.", show_default=False
+        metavar="CHECKPOINT", help="Checkpoint folder, or builtin:NAME; several are compared.", show_default=False
     ),
 ]
 RandomInit = Annotated[
@@ -90,6 +90,10 @@ Images = Annotated[
 ]
 OwnText = Annotated[str | None, typer.Option("--text", metavar="TEXT", help="Visualize with this text.")]
 
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Show every layer and every sample.")
+]
+
 
 def profile(
     checkpoint: Models = None,
@@ -115,7 +119,7 @@ def profile(
     attention: options.Attention = "auto",
     seed: options.Seed = None,
     json_output: options.Json = False,
-    verbose: options.Verbose = 0,
+    verbose: Verbose = 0,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
