@@ -253,7 +253,7 @@ def _measured(story: Story) -> Iterator[str]:
     runs = [side.latency_runs for side in (result.dense, result.pruned) if side and side.latency_runs]
     yield facts(
         {
-            "cost": "counted exactly from the tokens every test sample kept, 1 multiply-add each",
+            "cost": "exact multiply-adds of the tokens that every test sample kept, choosing them included",
             "metrics": "" if result.samples is None else f"on {result.samples:,} test samples",
             "latency": "the median (p50) time of one batch of validation samples, "
             f"over {min(min(each.values()) for each in runs):,} calls or more"

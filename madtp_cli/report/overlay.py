@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PANEL = 192  # pixels of a panel's side, about: a whole number for every patch
 _GREY, _LINE = 225.0, 165.0
 _SEEN = 0.2  # of a patch that is gone
+_LEAST = 8  # pixels of a patch's side, so that its lines are seen
 _INK, _FAINT = "#1a1a1a", "#9a9a9a"
 # Inches: a panel's side and the step to the next one, the lines above a panel, the figure's margin.
 _INCHES, _STEP, _CAPTION, _MARGIN = 2.0, 2.15, 0.44, 0.2
@@ -35,7 +36,7 @@ def panel(image: Pixels, view: TowerView, survivors: Survivors | None = None, *,
 
     Without survivors it is the image as the model sees it.
     """
-    patch = max(1, round(pixels / view.side))
+    patch = max(_LEAST, round(pixels / view.side))
     size = view.side * patch
     sampling = Image.Resampling.NEAREST if size >= max(image.shape[:2]) else Image.Resampling.LANCZOS
     drawn = np.asarray(Image.fromarray(image).resize((size, size), sampling)).astype(np.float32)

@@ -12,11 +12,12 @@ import yaml
 from rich.console import Console
 
 from madtp_cli.engine import finish
+from madtp_cli.errors import Interrupted
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.recipe import load_recipe
 from madtp_cli.report.comparison import headline
 from madtp_cli.results import PruneResult, versions
-from tests.tiny_runs import FOLDER, PRUNE, names, tiny, train, weights
+from tests.tiny_runs import FOLDER, PRUNE, interrupt_at, names, tiny, train, weights
 
 
 def result_of(folder: Path) -> PruneResult:
@@ -126,12 +127,32 @@ def test_the_report_tells_of_this_run(dense: Path, pruned: Path) -> None:
     page = (pruned / "report.html").read_text(encoding="utf-8")
     assert f">{headline(result)}<" in page
     assert "shapes/test/" in page
+    assert len(page) < 2**20
     assert "Tokens kept, text" in page
     assert "96 test" in page
     assert "[report.html](report.html)" in (pruned / "README.md").read_text(encoding="utf-8")
     plain = (dense / "report.html").read_text(encoding="utf-8")
     assert "Nothing is pruned" in plain
     assert "made from</dt><dd>nothing, trained from scratch" in plain
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_resumed_run_reports_all_its_sittings(
+    dense: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The curves are those of the run that was not interrupted, to the last digit."""
+    recipe = tiny(tmp_path, PRUNE, checkpoint=dense)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 7)
+        with pytest.raises(Interrupted):
+            train(recipe)
+    train(recipe, resume=True)
+    curves, whole = (
+        (folder / "report.html").read_text(encoding="utf-8").split("<h2>Training</h2>")[1].split("</section>")[0]
+        for folder in (tmp_path / "out", pruned)
+    )
+    assert "at step 2 and" in curves
+    assert curves == whole
 
 
 @pytest.mark.usefixtures("untimed")
