@@ -76,7 +76,7 @@ class MatchGraph(nn.Module):
 
         The texts are those of `text`: [ENC] takes the place of their opening [CLS] here.
         """
-        opened = torch.cat([torch.full_like(text[:, :1], self.opens), text[:, 1:]], 1)
+        opened = torch.where(torch.arange(text.shape[1], device=text.device) == 0, self.opens, text)
         side = Rectangle.of_lengths(states.to(self.head.weight.dtype), states_lengths)
         read = self.encoder(opened, text_lengths, [side])
         return self.head(read.tokens.x[:, 0]).float(), read.kept, read.tokens.position
