@@ -208,7 +208,19 @@ def test_what_is_exported_is_read_by_transformers(at_a_desk: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
-    """Every relative link names a file of the tree."""
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGES[name]):
+    """Every relative link names a file of the tree, and a heading of it if it names one."""
+    for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)]+))?\)", FENCE.sub("", PAGES[name])):
         if "://" not in target:
-            assert (ROOT / "docs" / target).is_file(), target
+            assert (ROOT / "docs" / (target or name)).is_file(), target
+            assert not heading or heading in anchors((ROOT / "docs" / (target or name)).read_text(encoding="utf-8"))
+
+
+def anchors(page: str) -> set[str]:
+    """Name the headings of a page as links do."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_index_lists_every_page() -> None:
+    for name in PAGES:
+        assert name == "README.md" or f"]({name})" in PAGES["README.md"], name

@@ -1,4 +1,4 @@
-"""The README: what it tells a user to type exists, and its recipe is valid."""
+"""The README and the page of recipes: what they tell a user to type exists, and their recipe is valid."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.tiny_published import check_accepted
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 
 
 def test_the_two_set_up_commands_are_there_to_the_letter() -> None:
@@ -43,12 +44,13 @@ def test_every_command_it_names_is_accepted() -> None:
 
 
 def test_every_shipped_recipe_is_listed() -> None:
-    """Oracle: the files in recipes/."""
+    """Oracle: the files in recipes/. The README names the page that lists them."""
+    assert "(docs/recipes.md)" in README
     for path in shipped_recipes():
-        assert f"`{path.stem}`" in README, path.stem
+        assert f"`{path.stem}`" in RECIPES, path.stem
 
 
-@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL))
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", RECIPES, flags=re.DOTALL))
 def test_its_recipe_is_valid(block: str, tmp_path: Path) -> None:
     """A user starts from it."""
     path = tmp_path / "readme.yaml"
