@@ -15,6 +15,7 @@ import typer
 from madtp_cli import __version__
 from madtp_cli.commands import recipes
 from madtp_cli.commands.evaluate import evaluate
+from madtp_cli.commands.export import export
 from madtp_cli.commands.finetune import finetune
 from madtp_cli.commands.profile import profile
 from madtp_cli.commands.prune import prune
@@ -106,6 +107,7 @@ app.command()(guarded(prune))
 app.command()(guarded(finetune))
 app.command()(guarded(evaluate))
 app.command()(guarded(profile))
+app.command()(guarded(export))
 app.command()(guarded(schema))
 
 recipes_app = typer.Typer(help="List, show, copy and check recipes.", **_SETTINGS)

@@ -53,6 +53,10 @@ class ThresholdError(MadtpError):
     exit_code = 6
 
 
+class ExportError(MadtpError):
+    """Report exported files that do not agree with PyTorch; they are not handed over."""
+
+
 class Interrupted(MadtpError):
     """Report that the user stopped a command and what was saved."""
 

@@ -19,7 +19,7 @@ from madtp_cli import errors
 from madtp_cli.cli import app, guarded
 from madtp_cli.recipe import load_recipe, shipped_recipes
 
-COMMANDS = ("prune", "finetune", "evaluate", "profile", "schema", "recipes")
+COMMANDS = ("prune", "finetune", "evaluate", "profile", "export", "schema", "recipes")
 NAMES = ", ".join(path.stem for path in shipped_recipes())
 
 
@@ -101,8 +101,28 @@ def test_the_flags_of_every_command_are_documented(name: str) -> None:
         assert f"  {flag} " in text, flag
 
 
-def test_there_is_no_export_yet() -> None:
-    assert run("export").exit_code == 2
+def test_the_flags_of_export_are_documented() -> None:
+    """It has no recipe, and runs where exported files do: on the CPU."""
+    text = run("export", "--help").stdout
+    for flag in (
+        "--format",
+        "--mode",
+        "--precision",
+        "--opset",
+        "--atol",
+        "--output",
+        "--overwrite",
+        "--batch-size",
+        "--text-tokens",
+        "--samples",
+        "--latency / --no-latency",
+        "--seed",
+        "--json",
+        "-v, --verbose",
+        "-q, --quiet",
+        "--debug",
+    ):
+        assert f"  {flag} " in text, flag
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,14 @@ from madtp_cli.models.checkpoints import CONFIG
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """Where a run's checkpoint goes, and the folder beside it where the run works."""
+    """Where a run's checkpoint goes, and the folder beside it where the run works.
+
+    `kind` is what lies there, known by its file `marker`: nothing else is ever replaced.
+    """
 
     final: Path
+    kind: str = "checkpoint"
+    marker: str = CONFIG
 
     @property
     def work(self) -> Path:
@@ -52,10 +57,10 @@ class OutputFolder:
             raise UsageError(f"{self.final}: cannot be written: {nearest} {fault}; choose another --output")
 
     def _check_replaceable(self, *, resume: bool, overwrite: bool) -> None:
-        ours = self.final.is_dir() and ((self.final / CONFIG).is_file() or not any(self.final.iterdir()))
+        ours = self.final.is_dir() and ((self.final / self.marker).is_file() or not any(self.final.iterdir()))
         if not ours:
             raise UsageError(
-                f"{self.final}: exists and is no checkpoint folder, which is all that --overwrite replaces; choose "
+                f"{self.final}: exists and is no {self.kind} folder, which is all that --overwrite replaces; choose "
                 "another --output"
             )
         if not overwrite:
@@ -95,10 +100,9 @@ class OutputFolder:
             if old.exists() and not self.final.exists():
                 os.replace(old, self.final)
             if isinstance(error, OSError):
-                raise UsageError(
-                    f"{self.final}: cannot be written: {error}; the trained state is kept in {self.work}, "
-                    "make room and go on with --resume"
-                ) from error
+                kept = f"the trained state is kept in {self.work}, make room and go on with --resume"
+                hint = kept if self.work.exists() else "make room, or choose another --output"
+                raise UsageError(f"{self.final}: cannot be written: {error}; {hint}") from error
             raise
         remove_tree(old)
         remove_tree(self.work)

@@ -16,11 +16,13 @@ from rich.text import Text
 
 from madtp_cli.report import wording
 from madtp_cli.report.comparison import Row, Tone, budget_line, compare, headline, metric_rows, pruned_name
+from madtp_cli.report.export_tables import print_export
 from madtp_cli.report.printing import attention, cost_sentence, machine, print_facts, print_line, print_table
 from madtp_cli.report.profile_report import print_profile
 from madtp_cli.report.profile_tables import plain_table, tokens_table
 from madtp_cli.report.upload import print_upload
 from madtp_cli.results import EvaluateResult, HubResult, ProfileResult, PruneResult, Result
+from madtp_cli.results_export import ExportResult
 
 _STYLES = {Tone.GOOD: "green", Tone.PLAIN: "", Tone.BAD: "yellow"}
 
@@ -33,6 +35,8 @@ def show(result: Result, console: Console, **view: Any) -> None:
         print_evaluation(console, result)
     elif isinstance(result, ProfileResult):
         print_profile(console, result, **view)
+    elif isinstance(result, ExportResult):
+        print_export(console, result)
     elif isinstance(result, HubResult):
         print_upload(console, result.checkpoint, result.hub)
     else:

@@ -1,0 +1,80 @@
+"""What `export` did, for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from madtp_cli.report import wording
+from madtp_cli.report.printing import cost_sentence, machine, print_facts, print_line
+from madtp_cli.results_export import ExportCheck, ExportResult
+
+
+def headline(result: ExportResult) -> str:
+    """Say what was written, and from what."""
+    opset = "" if result.opset is None else f" opset {result.opset}"
+    return f"{result.checkpoint} as {result.format}{opset}, {result.mode}, {result.precision}."
+
+
+def verdict(check: ExportCheck) -> str:
+    """Say how the files compare with PyTorch."""
+    return (
+        f"Agrees with PyTorch on {check.samples:,} samples: the same tokens kept on {_share(check.same_kept)}, the "
+        f"same answers on {_share(check.same_answers)}, numbers within {check.max_difference:.1e} "
+        f"(at most {check.atol:g})."
+    )
+
+
+def scores(check: ExportCheck) -> str:
+    """Say how right the files are beside PyTorch; empty where nothing tells."""
+    if check.score is None:
+        return ""
+    exported, pytorch = (wording.percent(check.scores[name]) for name in ("exported", "pytorch"))
+    return f"{check.score.capitalize()} {exported}, in PyTorch {pytorch}."
+
+
+def speed_lines(result: ExportResult) -> Iterator[str]:
+    """Say how fast the files are, a line for each batch size."""
+    dense, pruned = result.latency_ms.get("dense", {}), result.latency_ms.get("pruned", {})
+    for size, ms in dense.items():
+        if size not in pruned:
+            yield f"batch {size}: {wording.milliseconds(ms)} in {result.runtime}"
+            continue
+        yield (
+            f"batch {size}: {wording.milliseconds(pruned[size])} in {result.runtime}, unpruned "
+            f"{wording.milliseconds(ms)}: {result.speedup[size]:.2f} times as fast"
+        )
+
+
+def files_line(result: ExportResult) -> str:
+    """Name the largest files, which hold the weights, and count the rest."""
+    found = sorted(result.files, key=lambda file: -file.bytes)
+    large = [file for file in found if file.bytes > 0.01 * found[0].bytes]
+    named = ", ".join(f"{file.name} ({wording.size(file.bytes)})" for file in large)
+    rest = len(found) - len(large)
+    return f"{named} and {rest} small ones" if rest else named
+
+
+def _share(share: float) -> str:
+    return "all" if share == 1 else wording.percent(share)
+
+
+def print_export(console: Console, result: ExportResult) -> None:
+    """Print what was written, how it agrees with PyTorch, what it costs, how fast it is, and what to do with it."""
+    console.print()
+    print_line(console, headline(result), "bold")
+    print_line(console, verdict(result.check), "bold green")
+    if result.check.score is not None:
+        print_line(console, scores(result.check))
+    print_line(console, cost_sentence(result.gmacs.dense, result.gmacs.pruned))
+    for line in speed_lines(result):
+        print_line(console, line)
+    facts = {
+        "files": files_line(result),
+        "folder": result.output,
+        "run": f"{wording.duration(result.seconds)} {machine(result)}, {wording.threads(result.threads)}",
+        "next": f"python {shlex.quote(f'{result.output}/example.py')}",
+    }
+    print_facts(console, facts)
