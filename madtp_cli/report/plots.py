@@ -232,6 +232,7 @@ def histogram(gmacs: Sequence[float], dense: Sequence[float]) -> Plot:
         axes.hist(values, bins=min(40, max(8, len(values) // 10)), color=SERIES[0], alpha=0.75)
         axes.axvline(middle, color=SERIES[1], linestyle="--", label=f"mean {wording.gmacs(middle)}")
         axes.set(xlabel="gmacs per sample", ylabel="test samples")
+        axes.locator_params(axis="y", integer=True)
         _legend(axes, 1)
 
     return Plot(

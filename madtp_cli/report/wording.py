@@ -10,6 +10,16 @@ from rich.console import Console
 _SHARES = {"accuracy", "consistency", "mean", "reduction", *(f"{way}@{k}" for way in ("tr", "ir") for k in (1, 5, 10))}
 # Where the slowest tenth of equal calls takes this many times the median, something else was running.
 STEADY = 1.3
+# How metrics are called where they are not named like any other word.
+_METRICS = {
+    "cider": "CIDEr",
+    "cider_javafree": "CIDEr (Java-free)",
+    "bleu4": "BLEU-4",
+    "bleu4_javafree": "BLEU-4 (Java-free)",
+    "meteor": "METEOR",
+    "spice": "SPICE",
+    "mean": "Mean recall",
+}
 # Caption metrics, which papers give a hundredfold and without a unit.
 _HUNDREDFOLD = {"cider", "bleu4", "meteor", "spice", "cider_javafree", "bleu4_javafree"}
 
@@ -26,7 +36,7 @@ def percent(share: float) -> str:
 
 def metric_name(name: str) -> str:
     """Write the name of a metric at the start of a sentence."""
-    return {"cider": "CIDEr", "cider_javafree": "CIDEr (Java-free)", "mean": "Mean recall"}.get(name, name.capitalize())
+    return _METRICS.get(name, name.upper() if "@" in name else name.capitalize())
 
 
 def metric(name: str, value: float) -> str:

@@ -111,3 +111,18 @@ def test_a_busy_machine_is_one_where_equal_calls_take_unequal_times() -> None:
     assert wording.busy("one in ten calls", 100, 130) == (
         "The machine was busy: one in ten calls took 1.3 times the median or longer. Take the ratios as rough."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "times", "unit"),
+    [
+        ("accuracy", "Accuracy", 100, ", %"),
+        ("tr@1", "TR@1", 100, ", %"),
+        ("cider_javafree", "CIDEr (Java-free)", 100, ""),
+        ("bleu4_javafree", "BLEU-4 (Java-free)", 100, ""),
+        ("mean", "Mean recall", 100, ", %"),
+        ("loss", "Loss", 1, ""),
+    ],
+)
+def test_a_metric_is_named_and_scaled_for_an_axis(name: str, text: str, times: float, unit: str) -> None:
+    assert (wording.metric_name(name), wording.scale(name), wording.unit(name)) == (text, times, unit)
