@@ -128,7 +128,8 @@ def mebibytes(value: float) -> str:
 
 def size(number: int) -> str:
     """Write bytes in the unit that fits: `213 B`, `7.61 KiB`, `446 MiB`."""
-    value, units = float(number), ("B", "KiB", "MiB", "GiB")
+    units: tuple[str, ...] = ("B", "KiB", "MiB", "GiB")
+    value = float(number)
     while value >= 1000 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{value:.{_decimals(value, most=2, figures=3) if units[0] != 'B' else 0}f} {units[0]}"
