@@ -75,6 +75,16 @@ def headline(result: PruneResult) -> str | None:
     )
 
 
+def busy(dense: Side | None) -> str | None:
+    """Say where times of the dense model, whose calls all do the same work, were too far apart to trust the ratios."""
+    if dense is None or not dense.latency_p90_ms:
+        return None
+    spread = {batch: p90_ms / dense.latency_ms[batch] for batch, p90_ms in dense.latency_p90_ms.items()}
+    batch = max(spread, key=lambda size: spread[size])
+    which = f"at batch {batch} one in ten of the dense model's calls"
+    return wording.busy(which, dense.latency_ms[batch], dense.latency_p90_ms[batch])
+
+
 def is_pruned(result: PruneResult) -> bool:
     """Tell whether the model that came out spends less than the dense one."""
     if result.pruned is None:

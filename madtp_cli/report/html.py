@@ -13,6 +13,7 @@ from madtp_cli.report.comparison import (
     Row,
     Tone,
     budget_line,
+    busy,
     by_tower,
     compare,
     headline,
@@ -75,7 +76,12 @@ def report(story: Story) -> str:
         (
             _verdict(story),
             section("Load it", *_loading(story.name)),
-            section("What it costs and how good it is", _comparison(story.result), paragraph(_COST, "soft")),
+            section(
+                "What it costs and how good it is",
+                _comparison(story.result),
+                paragraph(busy(story.result.dense) or "", "bad"),
+                paragraph(_COST, "soft"),
+            ),
             section("Training", figures(_training(story))),
             section("Where tokens are lost", *_tokens(story)),
             section("What samples cost", *_costs(story)),

@@ -8,6 +8,7 @@ from madtp_cli.report.comparison import (
     Row,
     Tone,
     budget_line,
+    busy,
     compare,
     headline,
     is_pruned,
@@ -99,3 +100,15 @@ def test_a_model_that_costs_as_much_as_the_dense_one_is_not_called_compressed() 
     assert not is_pruned(equal)
     assert pruned_name(equal) == "trained"
     assert not is_pruned(replace(RESULT, pruned=None))
+
+
+def test_times_that_scatter_are_said_to() -> None:
+    """At batch 1 the slowest tenth of the dense model's calls took twice the median; 1.3 times is the bound."""
+    scattered = replace(DENSE, latency_p90_ms={"1": 24.0, "32": 190.0})
+    assert busy(scattered) == (
+        "The machine was busy: at batch 1 one in ten of the dense model's calls took 2.0 times the median or longer. "
+        "Take the ratios as rough."
+    )
+    assert busy(replace(DENSE, latency_p90_ms={"1": 15.0, "32": 200.0})) is None
+    assert busy(DENSE) is None
+    assert busy(None) is None

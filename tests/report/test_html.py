@@ -185,6 +185,15 @@ def test_a_smoke_run_says_that_it_means_nothing() -> None:
     assert "Budget" not in page.said("dt")
 
 
+def test_a_busy_machine_is_said() -> None:
+    assert RESULT.dense is not None
+    scattered = replace(RESULT, dense=replace(RESULT.dense, latency_p90_ms={"1": 24.0, "32": 190.0}))
+    assert any(
+        text.startswith("The machine was busy") for text in Page(report(replace(STORY, result=scattered))).said("p")
+    )
+    assert not any(text.startswith("The machine was busy") for text in PAGE.said("p"))
+
+
 def test_a_missed_budget_is_marked() -> None:
     assert RESULT.budget is not None
     missed = replace(RESULT, budget=replace(RESULT.budget, met=False))
