@@ -26,7 +26,7 @@ from madtp_cli.report.profile_tables import (
 )
 from madtp_cli.results import Profiled, ProfileResult
 
-_LABEL, _NARROWEST = 22, 13  # columns that a row's name takes, and each checkpoint at least
+_LABEL, _NARROWEST, _GAP = 18, 8, 3  # columns of a row's name, of a figure, and between them
 
 
 def print_profile(
@@ -69,6 +69,8 @@ def _print_view(console: Console, profiled: Profiled, by: str | None, depth: int
     ascii_only = console.options.ascii_only
     if by == "layer":
         print_table(console, layers_table(profiled, console.width, ascii_only=ascii_only))
+    elif by == "sample" and not profiled.samples:
+        print_line(console, "No sample was run: costs are arithmetic for texts of one length.")
     elif by == "sample":
         print_table(console, samples_table(profiled, every=every))
     else:
@@ -79,9 +81,7 @@ def _print_comparison(console: Console, result: ProfileResult, *, every: bool) -
     """Print the figures of all checkpoints, as many beside each other as the console is wide."""
     named = profiles(result)
     print_line(console, f"{len(named)} checkpoints, on the same samples", "bold")
-    beside = max((console.width - _LABEL) // max(_NARROWEST, *(min(len(name) + 2, 30) for name, _ in named)), 1)
-    for start in range(0, len(named), beside):
-        part = named[start : start + beside]
+    for part in _beside(named, console.width):
         table = plain_table("", *(name for name, _ in part))
         for label, write in _figures([profiled for _, profiled in named]):
             cells = [write(profiled) or "" for _, profiled in part]
@@ -89,6 +89,20 @@ def _print_comparison(console: Console, result: ProfileResult, *, every: bool) -
                 table.add_row(Text(label), *cells)
         print_table(console, table)
     print_table(console, speed_table(result) if every else None)
+
+
+def _beside(named: Sequence[tuple[str, Profiled]], width: int) -> Iterator[list[tuple[str, Profiled]]]:
+    """Cut checkpoints into groups whose columns fit beside each other."""
+    group: list[tuple[str, Profiled]] = []
+    left = width - _LABEL
+    for name, profiled in named:
+        column = _GAP + max(len(name), _NARROWEST)
+        if group and column > left:
+            yield group
+            group, left = [], width - _LABEL
+        group.append((name, profiled))
+        left -= column
+    yield group
 
 
 def _figures(profiled: Sequence[Profiled]) -> Iterator[tuple[str, Callable[[Profiled], str | None]]]:
@@ -100,7 +114,7 @@ def _figures(profiled: Sequence[Profiled]) -> Iterator[tuple[str, Callable[[Prof
         yield f"{tower} tokens kept", _written("tokens_kept", tower, wording.percent)
     for batch in batches(profiled[0]):
         yield f"latency, batch {batch}", _written("latency_ms", batch, wording.milliseconds)
-        yield "  of that dense", _written("time_ratio", batch, lambda ratio: f"x{ratio:.2f}")
+        yield "  time ratio", _written("time_ratio", batch, lambda ratio: f"x{ratio:.2f}")
         yield "  efficiency", _written("efficiency", batch, lambda share: f"{share:.2f}")
         yield "  memory", _written("peak_mib", batch, wording.mebibytes)
     yield "parameters", lambda each: wording.parameters(each.params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -129,7 +130,7 @@ def samples_table(profiled: Profiled, *, every: bool = False) -> Table:
     """Lay out what samples cost, the dearest first, and how many of their tokens were kept; a few of both ends."""
     rows = samples(profiled)
     towers = list(rows[0].tokens_kept) if rows else []
-    table = plain_table("sample", "gmacs", "reduction", *(tower.replace("_", " ") for tower in towers))
+    table = plain_table("sample", "gmacs", "reduction", *(tower.removeprefix("vision_") for tower in towers))
     shown = len(rows) if every or len(rows) <= 2 * _FEW_SAMPLES else _FEW_SAMPLES
     for index, sample in enumerate(rows):
         if shown <= index < len(rows) - shown:
@@ -148,13 +149,15 @@ def samples_table(profiled: Profiled, *, every: bool = False) -> Table:
 
 def pictures_table(pictures: Sequence[Picture]) -> Table:
     """Lay out what every sample that was drawn cost, what was answered, and what was right where that is known."""
-    known = any(picture.reference is not None for picture in pictures)
+    # Where what was looked for is the sample itself, as in a gallery, there is nothing to compare.
+    known = any(picture.reference not in (None, picture.id) for picture in pictures)
     table = plain_table("picture", "gmacs", "reduction", "answer", *(["reference"] if known else []))
+    table.columns[0].no_wrap = True
     for column in table.columns[3:]:
-        column.justify, column.no_wrap, column.overflow = "left", False, "fold"
+        column.justify, column.no_wrap = "left", False
     for picture in pictures:
         table.add_row(
-            Text(picture.file.replace("\\", "/").rpartition("/")[2], overflow="fold"),
+            Text(PurePath(picture.file).name),
             wording.gmacs(picture.gmacs.pruned),
             wording.percent(picture.gmacs.reduction),
             Text(picture.answer or "-"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from madtp_cli.commands.fail_if import Condition, check, parse, parse_all
+from madtp_cli.commands.fail_if import Condition, check, check_each, parse, parse_all
 from madtp_cli.errors import UsageError
 from madtp_cli.results import Gmacs, ProfileResult
 
@@ -169,3 +169,54 @@ def test_a_name_that_was_not_measured_lists_what_was(name: str, message: str) ->
     with pytest.raises(UsageError) as error:
         value(name)
     assert str(error.value) == f"--fail-if '{name}>0': {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("efficiency.16", "batch size 16 is not timed, only 1, 32; add --batch-size 16"),
+        ("dense.latency_ms.4", "batch size 4 is not timed, only 1, 32; add --batch-size 4"),
+        ("efficiency", "efficiency is several, name one: efficiency.1, efficiency.32"),
+        ("gmacs.prund", "gmacs.prund is not measured; did you mean gmacs.pruned?"),
+        ("tokens_kept.txt", "tokens_kept.txt is not measured; did you mean tokens_kept.text?"),
+        ("tokens_kept", "tokens_kept is several, name one: tokens_kept.vision, tokens_kept.text"),
+        ("baseline.gmacs", "there is no baseline; name one with --baseline"),
+    ],
+)
+def test_what_will_not_be_measured_is_refused_before(name: str, message: str) -> None:
+    """With the batch sizes and the baseline known, a name that no profile can have costs no measurement."""
+    with pytest.raises(UsageError) as error:
+        parse_all(["gmacs>1", f"{name}<1"], sizes=[1, 32], baseline=False)
+    assert str(error.value) == f"--fail-if '{name}<1': {message}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gmacs", "gmacs.dense", "reduction", "params", "size_mib", "tokens_kept.vision", "efficiency.32"),
+        *("latency_ms.1", "dense.latency_ms.32", "dense.gmacs", "dense_latency_ms.1", "baseline.efficiency.1"),
+        *("baseline.gmacs", "baseline.size_mib", "baseline.tokens_kept.text"),
+    ],
+)
+def test_what_may_be_measured_is_not_refused(name: str) -> None:
+    assert [each.name for each in parse_all([f"{name}<1"], sizes=[1, 32])] == [name]
+
+
+def test_one_batch_size_needs_no_name() -> None:
+    assert parse_all(["latency_ms<9"], sizes=[1])[0].name == "latency_ms"
+
+
+def test_several_checkpoints_are_all_held_to_a_condition() -> None:
+    """Every one has its line, in the order of conditions; who has no such figure is left out."""
+    dense = {**DOCUMENT, "gmacs": {"dense": 55.5, "pruned": 55.5, "reduction": 0.0}, "efficiency": {}}
+    checked = check_each(parse_all(["gmacs>30", "efficiency.32<0.95"]), {"a": DOCUMENT, "b": dense})
+    assert [(each.name, each.checkpoint, each.value, each.limit, each.hit) for each in checked] == [
+        ("gmacs", "a", 26.5, 30.0, False),
+        ("gmacs", "b", 55.5, 30.0, True),
+        ("efficiency.32", "a", 0.93, 0.95, True),
+    ]
+
+
+def test_a_condition_that_no_checkpoint_answers_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match=r"peak_mib\.1 is not measured"):
+        check_each(parse_all(["peak_mib.1>1"]), {"a": DOCUMENT, "b": DOCUMENT})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from rich.console import Console
 
 from madtp_cli.attention import backend
 from madtp_cli.data.sentences import VOCABULARY
-from madtp_cli.engine import profile, profile_time
-from madtp_cli.engine.profile import profile_checkpoint
+from madtp_cli.engine import build, profile, profile_time
+from madtp_cli.engine.profile import profile_checkpoint, short_names
 from madtp_cli.engine.profile_costs import at_strength, module_costs, prunes
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.base import initialise, towers_of
@@ -283,3 +284,120 @@ def test_parameters_of_parts_without_cost_are_listed(pruned: str) -> None:
     assert parts["alignment"].gmacs == 0
     assert parts["alignment"].params == 5 * 16 + 2 * (32 * 16 + 16)
     assert sum(part.params for part in parts.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_every_sample_has_its_cost(pruned: str) -> None:
+    """Their mean is the profile's; what enters and leaves is told of each image and the text, layer by layer."""
+    found = run(pruned)
+    costs = [sample.gmacs for sample in found.samples]
+    assert len(costs) == 6
+    assert sum(cost.pruned for cost in costs) / 6 == pytest.approx(found.gmacs.pruned)
+    assert sum(cost.dense for cost in costs) / 6 == pytest.approx(found.gmacs.dense)
+    for sample in found.samples:
+        assert {name: len(kept) for name, kept in sample.tokens_kept.items()} == {
+            **{"vision_left": 3, "vision_right": 3, "text": 2}
+        }
+        assert sample.tokens_entered["vision_left"] == 37
+        assert sample.gmacs.reduction == pytest.approx(1 - sample.gmacs.pruned / sample.gmacs.dense)
+    means = [layer.tokens_mean for layer in found.layers if layer.tower == "vision"]
+    images = [sample.tokens_kept[side] for sample in found.samples for side in ("vision_left", "vision_right")]
+    assert [sum(column) / 12 for column in zip(*images, strict=True)] == pytest.approx(means)
+
+
+def test_a_dense_models_samples_keep_all(tmp_path: Path) -> None:
+    """By arithmetic: nothing is saved, every token leaves every layer."""
+    for sample in run(save(tmp_path / "dense")).samples:
+        assert sample.gmacs.dense == sample.gmacs.pruned
+        assert sample.gmacs.reduction == 0
+        assert sample.tokens_kept["vision_right"] == (37, 37, 37)
+        assert set(sample.tokens_kept["text"]) == {sample.tokens_entered["text"]}
+
+
+def test_parts_share_the_time_of_batch_1(pruned: str) -> None:
+    """What runs has a share, together less than all; what only prunes has none, and without latency nothing has."""
+    found = run(pruned, latency=True, batch_sizes=[2])
+    shares = {module.name: module.time_share for module in found.modules}
+    assert sum(share for share in shares.values() if share is not None) < 1
+    for name in ("self_attn", "mlp", "layer_norm1"):
+        assert shares[f"vision_model.encoder.layers.2.{name}"] is not None
+    assert shares["vision_model.encoder.layers.2.pruning"] is None
+    assert {module.time_share for module in run(pruned).modules} == {None}
+
+
+def test_several_checkpoints_are_measured_in_one_run(pruned: str, tmp_path: Path) -> None:
+    """On the same samples, each beside itself unpruned; what costs the same unpruned was timed once."""
+    dense, small = save(tmp_path / "dense"), save(tmp_path / "small", image_size=32)
+    found = run(pruned, others=[dense, small], latency=True, batch_sizes=[2])
+    alone = run(pruned)
+    assert (found.gmacs, found.layers, found.samples) == (alone.gmacs, alone.layers, alone.samples)
+    assert [(other.name, other.checkpoint) for other in found.others] == [("dense", dense), ("small", small)]
+    same, other = found.others
+    assert (same.gmacs.dense, same.gmacs.reduction) == (found.gmacs.dense, 0)
+    assert found.dense is not None
+    assert same.latency_ms == found.dense.latency_ms
+    assert other.dense is not None
+    assert other.latency_ms == other.dense.latency_ms != found.dense.latency_ms
+    assert [sample.id for sample in other.samples] == [sample.id for sample in found.samples]
+    assert (same.efficiency, set(found.efficiency)) == ({}, {"1", "2"})
+    assert same.size_mib == pytest.approx(open_checkpoint(dense).size_mib)
+    assert same.uncounted == found.uncounted
+    assert ProfileResult.from_json(found.to_json()) == found
+
+
+def test_models_of_other_tasks_are_not_compared(pruned: str) -> None:
+    """They do not read the same samples; the same holds for a baseline."""
+    for options in ({"others": ["builtin:shapes_vqa"]}, {"baseline": "builtin:shapes_vqa"}):
+        with pytest.raises(UsageError, match=r"builtin:shapes_vqa: is a blip model for vqa, and the first is a blip"):
+            run(pruned, **options)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "names"),
+    [
+        (["runs/a"], ["a"]),
+        (["runs/a/", "runs/b"], ["a", "b"]),
+        (["runs/a", "old/a", "c"], ["runs/a", "old/a", "c"]),
+        (["builtin:shapes_nlvr", "x.pth"], ["builtin:shapes_nlvr", "x.pth"]),
+        (["", "runs/b"], ["", "b"]),
+    ],
+)
+def test_checkpoints_have_short_names(checkpoints: list[str], names: list[str]) -> None:
+    """As much of the end of a path as tells them apart."""
+    assert [name.replace("\\", "/") for name in short_names(checkpoints)] == names
+
+
+def test_a_recipe_names_the_checkpoint_that_it_starts_from(pruned: str, tmp_path: Path) -> None:
+    """Its weights are not random, and the document says where they are from."""
+    path = tmp_path / "other.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    found = run(None, recipe=load_recipe(path, [f"model.checkpoint={pruned}"]))
+    assert (found.checkpoint, found.recipe, found.name) == (pruned, "other", "pruned")
+    drawn = run(None, recipe=load_recipe(path), random_init=True)
+    assert (drawn.checkpoint, drawn.recipe, drawn.name) == (None, "other", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "asked"),
+    [
+        ({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}, False),
+        ({}, True),
+        ({"image_mean": [0.5], "image_std": [0.5]}, True),
+        ({"image_mean": 1, "image_std": "a"}, True),
+    ],
+)
+def test_generated_data_need_a_processor_only_where_the_folder_does_not_say_how_to_normalise(
+    pruned: str, content: dict[str, Any], asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening one takes as long as half of a profile."""
+    Path(pruned, "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    Path(pruned, "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def refuse(*_: Any) -> Any:
+        raise SourceError("a processor was asked")
+
+    monkeypatch.setattr(build, "processor_of", refuse)
+    if asked:
+        with pytest.raises(SourceError, match="a processor was asked"):
+            run(pruned)
+    else:
+        assert run(pruned).gmacs.reduction > 0

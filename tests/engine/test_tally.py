@@ -41,7 +41,7 @@ def output(vision_macs: list[int], text_macs: list[int], lengths: list[int], **l
 
 
 def test_batches_add_up() -> None:
-    """Three samples in two batches: 3 + 1, 4 + 2 and 5 + 3 of 20, 30 and 50; 10 tokens and 5 are the most that entered."""
+    """Three samples in two batches: 3 + 1, 4 + 2 and 5 + 3 of 20, 30 and 50; 10 and 5 tokens entered at most."""
     tally, model = Tally(), Cardboard()
     first = output([3, 4], [1, 2], [2, 3], vision=[[9, 7], [5, 3]], text=[[2, 3]])
     assert tally.add(model, first) == [4, 6]  # type: ignore[arg-type]
