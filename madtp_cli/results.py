@@ -311,59 +311,6 @@ class HubResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportFile:
-    """One file of an export folder."""
-
-    name: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportCheck:
-    """Exported files beside PyTorch on real samples.
-
-    same_kept, same_answers: shares of the samples. max_difference: of all numbers, over samples that kept the same
-    tokens; atol is what it may be. scores: `score` of PyTorch as it prunes (`pytorch`) and of the files (`exported`).
-    """
-
-    samples: int
-    same_kept: float
-    same_answers: float
-    max_difference: float
-    atol: float
-    score: str | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportResult(Result):
-    """What `export` wrote, how it was checked, and how fast it is.
-
-    format is onnx, torch or openvino, and runtime what ran it; text_tokens and batch_size are null where a file takes
-    any number. tokens_kept: mean tokens leaving each layer, by tower. latency_ms: the p50 of `dense` and `pruned`, by
-    batch size, in that runtime; speedup is their ratio.
-    """
-
-    checkpoint: str
-    output: str
-    format: str
-    runtime: str
-    mode: str
-    precision: str
-    opset: int | None
-    text_tokens: int | None
-    batch_size: int | None
-    files: tuple[ExportFile, ...]
-    check: ExportCheck
-    gmacs: Gmacs
-    tokens_kept: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    speedup: Mapping[str, float] = field(default_factory=dict)
-    threads: int | None = None
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class RecipeEntry:
     """One shipped recipe; `summary` is its first line."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from madtp_cli.results import Gmacs, Result
+from madtp_cli.results import Gmacs, HubUpload, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class ExportResult(Result):
 
     format is onnx, torch or openvino, and runtime what ran it; text_tokens and batch_size are null where a file takes
     any number. tokens_kept: mean tokens leaving each layer, by tower. latency_ms: the p50 of `dense` and `pruned`, by
-    batch size, in that runtime; speedup is their ratio.
+    batch size, in that runtime; speedup is their ratio. `hub` is what went along to the Hugging Face hub.
     """
 
     checkpoint: str
@@ -59,3 +59,4 @@ class ExportResult(Result):
     speedup: Mapping[str, float] = field(default_factory=dict)
     threads: int | None = None
     seconds: float = 0.0
+    hub: HubUpload | None = None

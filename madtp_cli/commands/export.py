@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from madtp_cli.commands import options
 from madtp_cli.commands.output import emit, open_console
+from madtp_cli.errors import UsageError
+from madtp_cli.results import HubResult, HubUpload
+from madtp_cli.results_export import ExportResult
 
 Model = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, or builtin:NAME.")]
 Format = Annotated[
-    Literal["onnx", "torch", "openvino"],
-    typer.Option("--format", help="onnx, a program of torch.export (.pt2), or OpenVINO's files."),
+    Literal["onnx", "torch", "openvino"] | None,
+    typer.Option("--format", help="onnx (the default), a program of torch.export (.pt2), or OpenVINO's files."),
 ]
 Mode = Annotated[
     Literal["dynamic", "static"],
@@ -43,11 +49,22 @@ Samples = Annotated[
     int, typer.Option(min=1, metavar="N", help="Check on N samples of the checkpoint's validation split.")
 ]
 Latency = Annotated[bool, typer.Option(help="Time the files beside those of the same model unpruned.")]
+Hub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OWNER/NAME",
+        help="Put the checkpoint folder on the Hugging Face hub; with --format, what was exported as well.",
+    ),
+]
+Private = Annotated[bool, typer.Option("--private", help="With --hub: a repository that not everybody sees.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="With --hub: check and list what would be uploaded, and upload nothing.")
+]
 
 
 def export(
     checkpoint: Model,
-    file_format: Format = "onnx",
+    file_format: Format = None,
     mode: Mode = "dynamic",
     precision: Precision = "fp32",
     opset: Opset = None,
@@ -58,6 +75,9 @@ def export(
     text_tokens: TextTokens = None,
     samples: Samples = 200,
     latency: Latency = True,
+    hub: Hub = None,
+    private: Private = False,
+    dry_run: DryRun = False,
     seed: options.Seed = None,
     json_output: options.Json = False,
     verbose: options.Verbose = 0,
@@ -70,21 +90,45 @@ def export(
     tolerance, nothing is handed over. The folder runs on its own and has an example.py: docs/export.md.
     """
     level = options.verbosity(verbose, quiet)
-    with open_console(json_output, level) as console:
-        from madtp_cli.engine.export import Options, export_checkpoint
-
-        asked = Options(
-            format=file_format,
-            mode=mode,
-            precision=precision,
-            opset=opset,
-            atol=atol,
-            output=output,
-            overwrite=overwrite,
-            batch_size=batch_size,
-            text_tokens=text_tokens,
-            samples=samples,
-            latency=latency,
+    if hub is None and (dry_run or private):
+        raise UsageError(
+            f"{'--dry-run' if dry_run else '--private'} is for --hub OWNER/NAME; give that, or leave it out"
         )
-        result = export_checkpoint(checkpoint, asked, seed=seed, console=console)
-    emit(result, json_output, console)
+    exported: ExportResult | None = None
+    with open_console(json_output, level) as console:
+        if hub is not None:
+            from madtp_cli.engine.hub import check_upload
+
+            check_upload(checkpoint, hub, dry_run=dry_run)  # before minutes of work
+        if hub is None or file_format is not None:
+            from madtp_cli.engine.export import Options, export_checkpoint
+
+            asked = Options(
+                format=file_format or "onnx",
+                mode=mode,
+                precision=precision,
+                opset=opset,
+                atol=atol,
+                output=output,
+                overwrite=overwrite,
+                batch_size=batch_size,
+                text_tokens=text_tokens,
+                samples=samples,
+                latency=latency,
+            )
+            exported = export_checkpoint(checkpoint, asked, seed=seed, console=console)
+        sent = None if hub is None else _send(checkpoint, hub, exported, private, dry_run, console)
+    if exported is not None:
+        emit(replace(exported, hub=sent), json_output, console)
+    elif sent is not None:
+        emit(HubResult(command="export", checkpoint=checkpoint, hub=sent), json_output, console)
+
+
+def _send(
+    checkpoint: str, hub: str, exported: ExportResult | None, private: bool, dry_run: bool, console: Console
+) -> HubUpload:
+    """Upload a checkpoint, and what was exported from it in a folder named as its format is."""
+    from madtp_cli.engine.hub import upload
+
+    folders = {} if exported is None else {exported.format: Path(exported.output)}
+    return upload(checkpoint, hub, private=private, dry_run=dry_run, console=console, exported=folders)

@@ -13,6 +13,7 @@ from madtp_cli import results
 from madtp_cli.commands import options
 from madtp_cli.errors import UsageError
 from madtp_cli.recipe_faults import near
+from madtp_cli.results_export import ExportResult
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DOCUMENTS: Mapping[str, type[Any]] = {
@@ -21,6 +22,7 @@ DOCUMENTS: Mapping[str, type[Any]] = {
     "evaluate": results.EvaluateResult,
     "predictions": results.Prediction,
     "profile": results.ProfileResult,
+    "export": ExportResult,
     "export-hub": results.HubResult,
     "recipes-ls": results.RecipeListResult,
     "recipes-show": results.RecipeResult,

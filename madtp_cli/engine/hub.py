@@ -26,6 +26,16 @@ CARD = "README.md"
 _LOG_IN = "log in with: hf auth login, or set HF_TOKEN"
 
 
+def check_upload(checkpoint: str, repository: str, *, dry_run: bool) -> Path:
+    """Check, without a network, that a checkpoint can go to a repository, and return its folder; raises SourceError."""
+    _check_id(repository)
+    folder = _loadable(checkpoint)
+    _header(folder / CARD)
+    if not dry_run and huggingface_hub.get_token() is None:
+        raise SourceError(f"{repository}: cannot be written without a token of the Hugging Face hub; {_LOG_IN}")
+    return folder
+
+
 def upload(
     checkpoint: str,
     repository: str,
@@ -35,13 +45,12 @@ def upload(
     console: Console,
     exported: Mapping[str, Path] | None = None,
 ) -> results.HubUpload:
-    """Check a checkpoint folder and put it into a repository of the hub, which is made if there is none, as one commit.
+    """Put a checkpoint folder into a repository of the hub, which is made if there is none, as one commit.
 
     `exported` are more folders, by the name they get in the repository. A dry run checks and lists the same, and asks
     nothing of the network. Raises SourceError for what cannot be uploaded, is refused, or is not reached.
     """
-    _check_id(repository)
-    folder = _loadable(checkpoint)
+    folder = check_upload(checkpoint, repository, dry_run=dry_run)
     header = _header(folder / CARD)
     if "license" not in header:
         console.print(f"{folder / CARD}: names no licence; the hub shows what its header says as license: NAME")
@@ -56,8 +65,6 @@ def upload(
     )
     if dry_run:
         return plan
-    if not plan.token_found:
-        raise SourceError(f"{repository}: cannot be written without a token of the Hugging Face hub; {_LOG_IN}")
     return replace(plan, url=_push(repository, found, private=private), uploaded=True)
 
 

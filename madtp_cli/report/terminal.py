@@ -37,6 +37,9 @@ def show(result: Result, console: Console, **view: Any) -> None:
         print_profile(console, result, **view)
     elif isinstance(result, ExportResult):
         print_export(console, result)
+        if result.hub is not None:
+            # A dry run has written the folder, which the real run writes again.
+            print_upload(console, result.checkpoint, result.hub, f" --format {result.format} --overwrite")
     elif isinstance(result, HubResult):
         print_upload(console, result.checkpoint, result.hub)
     else:
