@@ -105,15 +105,17 @@ def _header(card: Path) -> Mapping[str, Any]:
 
 
 def _files(folder: Path, exported: Mapping[str, Path]) -> dict[str, Path]:
-    """List what is uploaded, by its name in the repository: plain files, hidden ones left out."""
-    found = {path.name: path for path in _plain(folder)}
+    """List what is uploaded, by its name in the repository: files of the checkpoint folder, and of all below others."""
+    found = {path.name: path for path in sorted(folder.iterdir()) if _wanted(path, folder)}
     for name, other in exported.items():
-        found |= {f"{name}/{path.name}": path for path in _plain(other)}
+        inside = {path.relative_to(other).as_posix(): path for path in sorted(other.rglob("*")) if _wanted(path, other)}
+        found |= {f"{name}/{path}": file for path, file in inside.items()}
     return found
 
 
-def _plain(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+def _wanted(path: Path, folder: Path) -> bool:
+    """Tell whether it is a file, neither hidden nor left by Python where an example was run."""
+    return path.is_file() and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
 
 
 def _push(repository: str, files: Mapping[str, Path], *, private: bool) -> str:

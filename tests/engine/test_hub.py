@@ -103,6 +103,9 @@ def test_all_goes_as_one_commit(pruned: Path, tmp_path: Path, hub: Callable[...,
     (tmp_path / "mine" / "cache").mkdir()
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "model.onnx").write_bytes(b"graph")
+    for name in ("examples/left.png", "__pycache__/x.pyc", ".git/config"):
+        (tmp_path / "exported" / name).parent.mkdir()
+        (tmp_path / "exported" / name).touch()
     fake = hub()
     found = push(tmp_path / "mine", exported={"onnx": tmp_path / "exported"})
     ((name, files),) = fake.commits
