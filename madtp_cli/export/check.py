@@ -33,16 +33,12 @@ class Comparison:
     max_difference: float
 
 
-def groups(samples: Sequence[Batch], batch: int | None) -> Iterator[list[Batch]]:
-    """Cut samples into calls: of a fixed size, where the last may repeat its first, or of several sizes in turn."""
-    sizes = cycle(SIZES if batch is None else (batch,))
-    start = 0
+def groups(samples: Sequence[Batch], batch: int | None) -> Iterator[Sequence[Batch]]:
+    """Cut samples into calls: of a fixed size, of which their number is a multiple, or of several sizes in turn."""
+    sizes, start = cycle(SIZES if batch is None else (batch,)), 0
     while start < len(samples):
         size = next(sizes)
-        some = list(samples[start : start + size])
-        if batch is not None:
-            some += [some[0]] * (size - len(some))
-        yield some
+        yield samples[start : start + size]
         start += size
 
 

@@ -1,0 +1,62 @@
+"""Exported outputs beside expected ones, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from madtp_cli.export.check import compare, groups
+from tests.export.tiny_exports import pairs
+
+
+def outputs(logits: list[list[float]], kept: list[int], places: list[list[int]]) -> dict[str, Tensor]:
+    return {
+        "logits": torch.tensor(logits),
+        "vision_kept": torch.tensor(kept)[:, None],
+        "vision_positions": torch.tensor(places),
+    }
+
+
+EXPECTED = outputs([[0.0, 1.0], [2.0, 0.0]], [3, 2], [[0, 4, -1], [0, 7, -2]])
+
+
+def test_equal_outputs_are_equal() -> None:
+    """Also where one side has room for longer samples."""
+    wider = outputs([[0.0, 1.0], [2.0, 0.0]], [3, 2], [[0, 4, -1, -2], [0, 7, -2, -2]])
+    found = compare([wider], [EXPECTED])
+    assert (found.samples, found.same_kept, found.same_answers, found.max_difference) == (2, 1, 1, 0)
+
+
+def test_numbers_count_where_the_same_tokens_were_kept() -> None:
+    """The second sample kept another token, and answers otherwise: its numbers say nothing, its answer counts."""
+    other = outputs([[0.0, 1.25], [0.0, 9.0]], [3, 2], [[0, 4, -1], [0, 6, -2]])
+    found = compare([other, EXPECTED], [EXPECTED, EXPECTED])
+    assert (found.samples, found.same_kept, found.same_answers) == (4, 0.75, 0.75)
+    assert found.max_difference == pytest.approx(0.25)
+
+
+def test_as_many_tokens_in_every_layer_or_they_are_others() -> None:
+    assert compare([{**EXPECTED, "vision_kept": torch.tensor([[3], [3]])}], [EXPECTED]).same_kept == 0.5
+
+
+def test_nan_is_no_agreement() -> None:
+    broken = {**EXPECTED, "logits": torch.tensor([[math.nan, 0.0], [2.0, 0.0]])}
+    assert compare([broken], [EXPECTED]).max_difference == math.inf
+
+
+def test_rows_that_are_no_samples_count_where_the_whole_call_kept_the_same() -> None:
+    """Three words of two texts: known to be of samples that kept the same only if all did."""
+    words = {**EXPECTED, "logits": torch.eye(3)}
+    shifted = {**words, "logits": torch.eye(3) + 0.5, "vision_kept": torch.tensor([[3], [1]])}
+    assert compare([shifted], [words]).max_difference == 0
+    same = {**words, "logits": torch.eye(3) + 0.5}
+    assert compare([same], [words]).max_difference == pytest.approx(0.5)
+
+
+def test_samples_are_run_alone_and_in_company() -> None:
+    samples = [pairs([3])] * 11
+    assert [len(some) for some in groups(samples, None)] == [1, 1, 2, 4, 1, 1, 1]
+    assert [len(some) for some in groups(samples[:9], 3)] == [3, 3, 3]
