@@ -56,6 +56,15 @@ def test_rows_that_are_no_samples_count_where_the_whole_call_kept_the_same() -> 
     assert compare([same], [words]).max_difference == pytest.approx(0.5)
 
 
+def test_a_text_is_the_same_answer_if_all_its_words_are() -> None:
+    """Of two samples with two words each, the second has one word that another took the place of."""
+    words = {**EXPECTED, "logits": torch.eye(2).expand(2, 2, 2).clone()}
+    other = {**words, "logits": words["logits"].clone()}
+    other["logits"][1, 1] = torch.tensor([3.0, 1.0])
+    assert compare([words], [words]).same_answers == 1
+    assert compare([other], [words]).same_answers == 0.5
+
+
 def test_samples_are_run_alone_and_in_company() -> None:
     samples = [pairs([3])] * 11
     assert [len(some) for some in groups(samples, None)] == [1, 1, 2, 4, 1, 1, 1]
