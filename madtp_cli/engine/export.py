@@ -14,12 +14,15 @@ from rich.console import Console
 
 from madtp_cli import results
 from madtp_cli.engine import build
-from madtp_cli.engine.export_folder import answering
+from madtp_cli.engine.export_answers import ANSWERED, answers, scored
+from madtp_cli.engine.export_folder import answering, task_of
 from madtp_cli.engine.export_job import Job
 from madtp_cli.engine.output import OutputFolder
 from madtp_cli.engine.profile_costs import at_strength
 from madtp_cli.engine.profile_subject import Subject, open_subject
 from madtp_cli.engine.samples import check_text_tokens, fit_samples, spread_samples
+from madtp_cli.engine.tasks.caption import Caption
+from madtp_cli.engine.tasks.vqa import Vqa
 from madtp_cli.errors import ExportError, UsageError
 from madtp_cli.export import onnx
 from madtp_cli.export.calibration import calibrate, macs_of
@@ -103,7 +106,7 @@ def export_checkpoint(checkpoint: str, options: Options, *, seed: int | None, co
             tokens_kept=found.tokens_kept,
         )
         write_companions(target, inference, processor)
-        measured.append(found)
+        measured.append(replace(found, check=_answered(target, job, found.check, task_of(opened, processor), console)))
 
     folder.publish(write)
     return _result(checkpoint, folder.final, job, options, measured[0], subject.seed, time.perf_counter() - began)
@@ -228,6 +231,17 @@ def _judged(found: Comparison, options: Options) -> ExportCheck:
         max_difference=found.max_difference,
         atol=atol,
     )
+
+
+def _answered(folder: Path, job: Job, check: ExportCheck, task: Any, console: Console) -> ExportCheck:
+    """Add how right whole answers are, of tasks that write or rank them: by the folder's own code, and PyTorch's."""
+    if not isinstance(task, (Vqa, Caption)):
+        return check
+    samples = job.samples[:ANSWERED]
+    console.print(f"answering {len(samples)} samples with the folder's own code")
+    said = answers(folder, samples, torch.get_num_threads())
+    own, exported = scored(task, job.model, samples, said)
+    return replace(check, score=task.score, scores={"pytorch": own, "exported": exported})
 
 
 def _lengths(job: Job) -> list[int]:

@@ -46,7 +46,7 @@ def answering(opened: Checkpoint, processor: Processor) -> dict[str, Any]:
         return {}
     text = opened.config.text_config
     start, end = special_id(text, "bos_token_id"), special_id(text, "sep_token_id")
-    task = _task(opened, processor)
+    task = task_of(opened, processor)
     if isinstance(task, Vqa) and task.answering.candidates:
         found = task.answering
         k = min(found.k, len(found.candidates))
@@ -60,7 +60,8 @@ def answering(opened: Checkpoint, processor: Processor) -> dict[str, Any]:
     return {"writing": Writing(prompt=prompt, closes=end, min_length=shortest, max_length=longest)}
 
 
-def _task(opened: Checkpoint, processor: Processor) -> Any:
+def task_of(opened: Checkpoint, processor: Processor) -> Any:
+    """Return what a checkpoint's own recipe asks of it; None without one, or without the data that it needs."""
     try:
         return make_task(own_recipe(opened), processor, opened.folder)
     except SourceError:  # no recipe, or its data, from which answers would be counted, are not here

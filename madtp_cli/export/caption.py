@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.decoder import COMPARED, decoder_graph, follow, openings, side_by_side
+from madtp_cli.export.decoder import decoder_graph, follow, openings, side_by_side
 from madtp_cli.export.encoders import ImageEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, text_axes, traced
 from madtp_cli.export.schedule import Form, cuts
@@ -55,13 +54,4 @@ def expect(model: BlipForCaption, batch: Batch) -> dict[str, Tensor]:
     return {"logits": logits, **traced("vision", out.vision, batch.image_index)}
 
 
-def next_words(samples: Sequence[Batch], outputs: Mapping[str, Tensor]) -> float:
-    """Return the share of words that are foretold rightly, of those that captions begin with."""
-    right = []
-    for sample, logits in zip(samples, outputs["logits"], strict=True):
-        words = sample.text[1 : COMPARED + 1]
-        right.append(logits[: len(words)].argmax(-1) == words)
-    return torch.cat(right).double().mean().item()
-
-
-EXPORT = TaskExport(graphs, run, expect, ("next words", next_words))
+EXPORT = TaskExport(graphs, run, expect)

@@ -32,7 +32,9 @@ class Images:
         self.mean, self.std = (np.array(how[name], np.float32) for name in ("image_mean", "image_std"))
 
     def pixels(self, image: ImageSource) -> Array:
-        """Return normalised pixels [3, H, W] float32."""
+        """Return normalised pixels [3, H, W] float32; such are returned as they are."""
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            return image
         how = self.how
         squeezed = Image.fromarray(_rgb(image))
         if how.get("do_resize", True):

@@ -8,7 +8,8 @@
     image, text = model.embed_image("image.png"), model.embed_text("a red car")   # retrieval
     model.similarity([image], [text]), model.match(image, text)                   # cosines [1, 1]; BLIP's second look
 
-Images are paths, PIL images or uint8 arrays [H, W, 3]. `inference.json` says what the graphs take and give,
+Images are paths, PIL images or uint8 arrays [H, W, 3]; what is prepared already (float32 pixels [3, H, W] for an image,
+ids for a text) is taken as it is. `inference.json` says what the graphs take and give,
 `preprocessor_config.json` how images are prepared and `tokenizer.json` how texts are read. Python 3.9 or newer.
 """
 
@@ -74,8 +75,10 @@ class Model:
         runner = RUNNERS[about["format"]]
         self.graphs = {name: Graph(folder, each, runner, threads) for name, each in about["graphs"].items()}
 
-    def text_ids(self, text: str, opens: int | None = None) -> list[int]:
-        """Return the ids of a text as the task's first text graph reads it, cut to what it takes."""
+    def text_ids(self, text: str | Sequence[int], opens: int | None = None) -> list[int]:
+        """Return the ids of a text as the task's first text graph reads it, cut to what it takes; ids stay."""
+        if not isinstance(text, str):
+            return list(text)
         how = self.about["text"]
         inside = self.words.ids(text)[: how["longest"] - 2]
         return [how["opens"] if opens is None else opens, *inside, how["closes"]]

@@ -127,6 +127,14 @@ def test_a_model_without_a_second_look_says_so(tmp_path: Path) -> None:
         model.match(model.embed_image(plain(1, 2, 3)), model.embed_text("red"))
 
 
+def test_what_is_prepared_is_taken_as_it_is(tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", "nlvr2")
+    model = runtime.load(tmp_path / "out")
+    left, right = plain(0, 50, 0), plain(9, 90, 9)
+    prepared = model.images.pixels(left), model.images.pixels(right), model.text_ids("a red circle")
+    assert model.answer(*prepared) == model.answer(left, right, "a red circle")
+
+
 def test_a_newer_folder_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "out", "caption")
     path = tmp_path / "out" / "inference.json"

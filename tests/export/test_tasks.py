@@ -126,15 +126,3 @@ def test_retrieval_is_scored_by_the_most_similar_image() -> None:
     assert retrieval.EXPORT.score is not None
     name, score = retrieval.EXPORT.score
     assert (name, score(samples, {"image_embeds": image, "text_embeds": text})) == ("image recall@1", 0.75)
-
-
-def test_captions_are_scored_by_the_words_foretold() -> None:
-    """Five words after the opening, two of them wrong; then a word and the end, both right; nothing behind counts."""
-    long, short = (replace(singles([len(ids)]), text=torch.tensor(ids)) for ids in ([28, 5, 6, 7, 8, 9], [28, 5, 2]))
-    told = torch.zeros(2, 6, WORDS)
-    for row, words in enumerate(([5, 6, 4, 8, 4], [5, 2])):
-        told[row, torch.arange(len(words)), torch.tensor(words)] = 1.0
-    assert caption.EXPORT.score is not None
-    name, score = caption.EXPORT.score
-    assert name == "next words"
-    assert score([long, short], {"logits": told}) == pytest.approx(5 / 7)
