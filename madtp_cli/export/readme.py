@@ -88,7 +88,8 @@ def _limits(about: Mapping[str, Any]) -> Iterator[str]:
         yield f"The batch is fixed ({', '.join(str(size) for size in sorted(fixed))}): fewer samples are filled up."
     if about["mode"] == "static" and about["pruning"].get("method", "none") != "none":
         yield "Every sample keeps the same number of tokens in a layer, whatever it shows."
-    yield f"Longer texts are cut to {about['text']['longest']} tokens."
+    if about["task"] != "caption":
+        yield f"Longer texts are cut to {about['text']['longest']} tokens."
     if about["precision"] == "fp16":
         yield "Half precision: answers can differ from those in fp32 where two are about equally likely."
     if about["writing"]:

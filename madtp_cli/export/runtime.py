@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,10 +153,15 @@ class Vqa(Model):
         best, probability = self._rank(_states(found), ranking)
         return Answer(ranking["answers"][best], probability, *_kept(found))
 
+    @cached_property
+    def _candidates(self) -> list[list[int]]:
+        """The listed answers as the decoder writes them."""
+        how = self.about["ranking"]
+        return [self.text_ids(answer, how["opens"]) for answer in how["answers"]]
+
     def _rank(self, reads: Mapping[str, Array], how: Mapping[str, Any]) -> tuple[int, float]:
         """Compare the answers whose first word is likeliest by the smoothed log-probability of all their words."""
-        candidates = [self.text_ids(answer, how["opens"]) for answer in how["answers"]]
-        decoder = self.graphs["decoder"]
+        decoder, candidates = self.graphs["decoder"], self._candidates
         first = decoder({**reads, "ids": np.array([[how["opens"]]], np.int64)})["logits"][0, 0]
         order = np.argsort(-first[[ids[1] for ids in candidates]], kind="stable")[: how["compared"]]
         scores = []
@@ -249,7 +255,9 @@ def _torch(path: Path, threads: int | None) -> Any:
 
     def run(inputs: Mapping[str, Array]) -> list[Array]:
         with torch.inference_mode():
-            return [found.numpy() for found in program(*(torch.from_numpy(each) for each in inputs.values()))]
+            return [
+                found.numpy() for found in program(**{name: torch.from_numpy(each) for name, each in inputs.items()})
+            ]
 
     return run
 
@@ -266,17 +274,15 @@ def _kept(found: Mapping[str, Array], images: Sequence[str] = ("image",)) -> tup
     counts, positions = {}, {}
     for tower, names in (("vision", images), ("text", ("text",))):
         if f"{tower}_kept" in found:
-            for name, count, place in zip(
-                names, _rows(found[f"{tower}_kept"], 1), _rows(found[f"{tower}_positions"], 1)
-            ):
+            for name, count, place in zip(names, _rows(found[f"{tower}_kept"]), _rows(found[f"{tower}_positions"])):
                 counts[name] = count.tolist()
                 positions[name] = [index for index in place.tolist() if index > -2]
     return counts, positions
 
 
-def _rows(values: Array, axes: int) -> Array:
-    """Return the first sample's values as rows with the given number of axes, [images, ...]."""
-    return values[0].reshape(-1, *values.shape[values.ndim - axes :])
+def _rows(values: Array) -> Array:
+    """Return the first sample's values as a row for each image, or for the text: [rows, N]."""
+    return values[0].reshape(-1, values.shape[-1])
 
 
 def _softmax(values: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from madtp_cli.export import runtime
@@ -133,6 +134,39 @@ def test_what_is_prepared_is_taken_as_it_is(tmp_path: Path) -> None:
     left, right = plain(0, 50, 0), plain(9, 90, 9)
     prepared = model.images.pixels(left), model.images.pixels(right), model.text_ids("a red circle")
     assert model.answer(*prepared) == model.answer(left, right, "a red circle")
+
+
+def test_openvino_answers_as_onnxruntime_does(tmp_path: Path) -> None:
+    """OpenVINO reads ONNX files too. A second call does not change what the first one gave."""
+    pytest.importorskip("openvino")
+    write_folder(tmp_path / "onnx", "retrieval")
+    write_folder(tmp_path / "openvino", "retrieval", kind="openvino")
+    ours, theirs = (runtime.load(tmp_path / name, threads=1) for name in ("onnx", "openvino"))
+    first, expected = theirs.embed_image(plain(255, 0, 0)), ours.embed_image(plain(255, 0, 0))
+    theirs.embed_image(plain(0, 0, 255))
+    np.testing.assert_allclose(first.vector, expected.vector, atol=1e-6)
+    assert theirs.match(first, theirs.embed_text("red")) == pytest.approx(ours.match(expected, ours.embed_text("red")))
+
+
+def test_programs_of_torch_run_too(tmp_path: Path) -> None:
+    """A program that judges as the toy graph does, traced with inputs by name."""
+
+    class Judge(torch.nn.Module):
+        def forward(self, images: torch.Tensor, text: torch.Tensor, text_lengths: torch.Tensor) -> Any:
+            kept = torch.stack([text_lengths, text_lengths - 1], 1)
+            return images.mean((2, 3, 4)), kept[:, None].expand(-1, 2, -1), kept, text[:, None].expand(-1, 2, -1), text
+
+    write_folder(tmp_path / "out", "nlvr2", batch=1, length=6, kind="torch")
+    given = {
+        "images": torch.zeros(1, 2, 3, SIZE, SIZE),
+        "text": torch.zeros(1, 6, dtype=torch.int64),
+        "text_lengths": torch.tensor([3]),
+    }
+    torch.export.save(torch.export.export(Judge(), (), kwargs=given), tmp_path / "out" / "model.pt2")
+    (tmp_path / "out" / "model.pt2").rename(tmp_path / "out" / "model.onnx")
+    answer = runtime.load(tmp_path / "out").answer(plain(0, 0, 0), plain(255, 255, 255), "red")
+    assert answer.text == "true"
+    assert answer.tokens_kept == {"left": [3, 2], "right": [3, 2], "text": [3, 2]}
 
 
 def test_a_newer_folder_is_refused(tmp_path: Path) -> None:
