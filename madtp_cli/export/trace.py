@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from madtp_cli.export.graphs import Graph
 
-_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
+_TALKATIVE = ("torch.__trace", "torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 
 
 def ports(program: ExportedProgram, graph: Graph) -> dict[str, tuple[torch.dtype, tuple[int | str, ...]]]:
