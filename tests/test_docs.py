@@ -221,6 +221,17 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def test_pictures_are_small_and_described() -> None:
+    """A clone should not wait for them, and who cannot see them should know what they show; none lies there unused."""
+    pictures = set((ROOT / "docs" / "images").iterdir())
+    shown = {
+        target: text for page in PAGES.values() for text, target in re.findall(r"!\[([^\]]*)\]\((images/[^)]+)\)", page)
+    }
+    assert {ROOT / "docs" / target for target in shown} == pictures
+    assert all(len(text) > 20 for text in shown.values())
+    assert sum(picture.stat().st_size for picture in pictures) < 400_000
+
+
 def test_the_index_lists_every_page() -> None:
     for name in PAGES:
         assert name == "README.md" or f"]({name})" in PAGES["README.md"], name
