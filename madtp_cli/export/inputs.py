@@ -178,7 +178,7 @@ class WordPiece(Words):
     def text(self, ids: Sequence[int]) -> str:
         prefix: str = self.data["model"]["continuing_subword_prefix"]
         parts: list[str] = []
-        for word in (self.word_of[number] for number in ids if number not in self.special):
+        for word in (self.word_of[number] for number in ids if number in self.word_of and number not in self.special):
             if not parts:
                 parts.append(word)
             elif word.startswith(prefix):

@@ -219,6 +219,8 @@ def _fit(value: Array, shape: Sequence[Any], name: str) -> Array:
     missing = [size - have if isinstance(size, int) else 0 for size, have in zip(shape, value.shape)]
     if min(missing) < 0:
         raise ValueError(f"{name} is {list(value.shape)}, and the graph takes {list(shape)}")
+    if not any(missing):
+        return value
     value = np.pad(value, [(0, missing[0]), *[(0, 0)] * (value.ndim - 1)], mode="edge")
     return np.pad(value, [(0, 0), *((0, more) for more in missing[1:])])
 
