@@ -38,8 +38,7 @@ def show(result: Result, console: Console, **view: Any) -> None:
     elif isinstance(result, ExportResult):
         print_export(console, result)
         if result.hub is not None:
-            # A dry run has written the folder, which the real run writes again.
-            print_upload(console, result.checkpoint, result.hub, f" --format {result.format} --overwrite")
+            print_upload(console, result.checkpoint, result.hub, exported=True)
     elif isinstance(result, HubResult):
         print_upload(console, result.checkpoint, result.hub)
     else:

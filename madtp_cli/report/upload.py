@@ -14,8 +14,8 @@ from madtp_cli.report import wording
 from madtp_cli.results import HubUpload
 
 
-def print_upload(console: Console, checkpoint: str, upload: HubUpload, options: str = "") -> None:
-    """Print an upload that was made, or that a dry run only lists; `options` are what the real one needs besides."""
+def print_upload(console: Console, checkpoint: str, upload: HubUpload, *, exported: bool = False) -> None:
+    """Print an upload that was made, or that a dry run only lists; `exported` says that a folder was written for it."""
     total = sum(file.bytes for file in upload.files)
     count = f"{len(upload.files)} files ({wording.size(total)})"
     done = f"Uploaded {count} to {upload.repository}."
@@ -25,13 +25,14 @@ def print_upload(console: Console, checkpoint: str, upload: HubUpload, options: 
     console.print(_files(upload))
     _say(console, "header of the model card", "bold")
     _say(console, yaml.safe_dump(dict(upload.card), sort_keys=False, allow_unicode=True).rstrip(), indent=2)
-    more = f"{' --private' * upload.private}{options}"
+    alone = f"madtp export {shlex.quote(checkpoint)} --hub {upload.repository}{' --private' * upload.private}"
+    again = "the same command with --overwrite in place of --dry-run" if exported else alone
     facts = {
         "repository": upload.url,
         "visibility": "private" if upload.private else "public, unless its owner's settings say private",
         "token": "found" if upload.token_found else "none: log in with hf auth login, or set HF_TOKEN",
         "load it": f'madtp_cli.load("{upload.repository}")' if upload.uploaded else "",
-        "next": "" if upload.uploaded else f"madtp export {shlex.quote(checkpoint)} --hub {upload.repository}{more}",
+        "next": "" if upload.uploaded else again,
     }
     console.print()
     for name, value in facts.items():

@@ -90,7 +90,7 @@ def test_a_dry_run_shows_and_uploads_nothing(pruned: Path, hub: FakeHub, exporte
     assert f"madtp export {pruned} --hub me/tiny --private\n" in result.stdout
     result = run(pruned, "--hub", "me/tiny", "--dry-run", "--format", "torch")
     assert "torch/model.onnx" in result.stdout
-    assert f"madtp export {pruned} --hub me/tiny --format torch --overwrite\n" in result.stdout
+    assert "next        the same command with --overwrite in place of --dry-run\n" in result.stdout
     assert not hub.made
 
 
