@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +18,18 @@ from madtp_cli.models.tower import LayerTrace
 
 BATCH = 256  # most samples per forward pass outside training
 
+Keep = Callable[[Batch, Sequence[int], Sequence[bool] | None], None]
+"""Told of a batch what each sample cost, in multiply-adds, and whether its answer is right, if that is known yet."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run over a split measured; ids, predictions, the costs and, where known, `right` are in one order."""
+    """What a run over a split measured; predictions, costs and, where known, `right` are in the order of samples."""
 
     metrics: Mapping[str, float]
     cost: Tally
     records: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     notes: tuple[str, ...] = ()
-    ids: Sequence[str] = ()
     predictions: Sequence[Any] = ()
     right: Sequence[bool] = ()
 
@@ -71,10 +73,12 @@ def evaluate(
     records: bool = False,
     precision: str = "fp32",
     final: bool = False,
+    keep: Keep | None = None,
 ) -> Evaluation:
     """Evaluate; with `records`, keep one entry per sample: prediction, logits, cost, tokens per layer.
 
-    `final` adds metrics that are too slow to choose weights by. Raises SourceError if no sample could be read.
+    `final` adds metrics that are too slow to choose weights by; `keep` sees every batch. Raises SourceError if no
+    sample could be read.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -82,13 +86,13 @@ def evaluate(
     scorer = task.scorer(model, final=final)
     tally = Tally()
     lines: list[dict[str, Any]] = []
-    ids: list[str] = []
     with mixed(precision, device):
         for batch in batches(data, batch_size, limit):
             output = task.forward(model, batch, device)
             cost = tally.add(model, output)
-            scorer.add(batch, output)
-            ids += batch.ids
+            right = scorer.add(batch, output)
+            if keep is not None:
+                keep(batch, cost, right)
             if records:
                 lines += sample_records(batch, output, cost)
         _check_any(tally)
@@ -96,7 +100,7 @@ def evaluate(
     for line, prediction, logits in zip(lines, scores.predictions, scores.logits, strict=True) if records else ():
         line.update(prediction=prediction, logits=logits)
     model.train(was_training)
-    return Evaluation(scores.metrics, tally, lines, scores.notes, ids, scores.predictions, scores.right)
+    return Evaluation(scores.metrics, tally, lines, scores.notes, scores.predictions, scores.right)
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from madtp_cli.engine.build_data import Splits, data_notes, facts
 from madtp_cli.engine.evaluate import Evaluation, batch_for, evaluate
 from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES, SECONDS, compare_latency
 from madtp_cli.engine.output import OutputFolder
-from madtp_cli.engine.reporting import write_report
+from madtp_cli.engine.reporting import Keeper, write_report
 from madtp_cli.engine.resume import METRICS
 from madtp_cli.engine.tally import tokens_kept
 from madtp_cli.models.base import PrunedModel
@@ -102,8 +102,16 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
     main = "dense" if run.subject.dense is None else "pruned"
     models = {main: student} if run.subject.dense is None else {"dense": run.subject.dense, main: student}
     batch_size = batch_for(run.recipe.training.batch_size)
+    keeper = Keeper(splits.task)
     tested = {
-        name: evaluate(model, splits.task, splits.test, batch_size=batch_size, final=True)
+        name: evaluate(
+            model,
+            splits.task,
+            splits.test,
+            batch_size=batch_size,
+            final=True,
+            keep=keeper if name == main else None,
+        )
         for name, model in models.items()
     }
     for note in dict.fromkeys([*(note for found in tested.values() for note in found.notes), *data_notes(splits)]):
@@ -140,7 +148,7 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
 
     def write(folder: Path) -> None:
         nonlocal result
-        result = _fill(folder, run, result, splits, tested, output, console)
+        result = _fill(folder, run, result, splits, tested, keeper, output, console)
 
     output.publish(write)
     return result
@@ -152,6 +160,7 @@ def _fill(
     result: results.PruneResult,
     splits: Splits,
     tested: Mapping[str, Evaluation],
+    keeper: Keeper,
     output: OutputFolder,
     console: Console,
 ) -> results.PruneResult:
@@ -163,7 +172,7 @@ def _fill(
     result = _with_sizes(result, folder, run.recipe.training.save_precision)
     run.subject.processor.save(folder)
     splits.task.save(folder)
-    page = _report(run, result, splits, tested, output.work / METRICS, console)
+    page = _report(run, result, splits, tested, keeper, output.work / METRICS, console)
     if page is not None:
         result = replace(result, report=str(output.final / REPORT))
         (folder / REPORT).write_text(page, encoding="utf-8")
@@ -180,6 +189,7 @@ def _report(
     result: results.PruneResult,
     splits: Splits,
     tested: Mapping[str, Evaluation],
+    keeper: Keeper,
     log: Path,
     console: Console,
 ) -> str | None:
@@ -193,6 +203,7 @@ def _report(
             splits,
             tested.get("pruned", tested["dense"]),
             tested["dense"],
+            keeper,
             log,
         )
     except Exception as error:

@@ -75,6 +75,21 @@ def check_text_tokens(model: PrunedModel, tokens: int) -> None:
         raise UsageError(f"--text-tokens {tokens}: the model reads at most {longest} tokens; give fewer")
 
 
+def one_sample(batch: Batch, row: int) -> Batch:
+    """Cut one sample out of a batch, with images of its own; what only a loss or a metric needs stays behind."""
+    begin = sum(batch.text_lengths[:row])
+    index = batch.image_index[row].reshape(-1)  # [1], or [2] of a pair
+    images, place = index.unique(return_inverse=True)
+    return Batch(
+        images=batch.images[images],
+        text=batch.text[begin : begin + batch.text_lengths[row]].clone(),
+        text_lengths=[batch.text_lengths[row]],
+        image_index=place.reshape(1, *batch.image_index.shape[1:]),
+        ids=(batch.ids[row],),
+        groups=(batch.groups[row],),
+    )
+
+
 def join_samples(samples: Sequence[Batch]) -> Batch:
     """Put batches of one into one batch, each with its own images; what only a loss or a metric needs stays behind."""
     images = [sample.images for sample in samples]

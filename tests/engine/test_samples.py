@@ -7,7 +7,7 @@ import torch
 
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs, accuracy
-from madtp_cli.engine.samples import fit_samples, join_samples, spread_samples
+from madtp_cli.engine.samples import fit_samples, join_samples, one_sample, spread_samples
 from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.models.blip import small_config
@@ -81,3 +81,16 @@ def test_text_is_cut_or_repeated(data: ShapesPairs) -> None:
     assert long.text.tolist()[: len(original)] == original
     assert long.text.tolist().count(original[0]) == 1
     assert (short.text_lengths, long.text_lengths) == ([3], [60])
+
+
+def test_one_sample_is_cut_out_whole(data: ShapesPairs) -> None:
+    """Images, words and names are those it has when it is read alone; a pair may be one image twice."""
+    batch = data.batch(10, 12)
+    for row in range(12):
+        one, alone = one_sample(batch, row), data.batch(10 + row, 1)
+        assert one.images[one.image_index].equal(alone.images[alone.image_index])
+        assert one.text.equal(alone.text)
+        assert (one.text_lengths, one.ids, one.groups) == (alone.text_lengths, alone.ids, alone.groups)
+    batch.image_index[3] = 1
+    assert one_sample(batch, 3).image_index.tolist() == [[0, 0]]
+    assert len(one_sample(batch, 3).images) == 1

@@ -50,8 +50,8 @@ class Scores:
 class Scorer(Protocol):
     """Collects the answers of a split."""
 
-    def add(self, batch: Any, output: Any) -> None:
-        """Answer a batch from its forward pass, and remember."""
+    def add(self, batch: Any, output: Any) -> Sequence[bool] | None:
+        """Answer a batch from its forward pass, and remember; return which are right, if that is known already."""
 
     def scores(self) -> Scores:
         """Score everything that was added."""

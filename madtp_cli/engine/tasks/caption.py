@@ -88,12 +88,20 @@ class _Scorer:
         self.ids: list[str] = []
         self.predictions: list[str] = []
         self.references: list[tuple[str, ...]] = []
+        self.right: list[bool] = []
 
-    def add(self, batch: CaptionBatch, output: Output) -> None:
-        """Write captions."""
+    def add(self, batch: CaptionBatch, output: Output) -> list[bool] | None:
+        """Write captions, which are right or wrong only where accuracy is what counts."""
+        written = self.task.answers(self.model, batch, output)
         self.ids += batch.ids
-        self.predictions += self.task.answers(self.model, batch, output)
+        self.predictions += written
         self.references += batch.references
+        if not self.final or self.task.score != "accuracy":
+            return None
+        each = zip(written, batch.references, batch.ids, strict=True)
+        right = [self.task.metric([said], [given], [name])["accuracy"] == 1 for said, given, name in each]
+        self.right += right
+        return right
 
     def scores(self) -> Scores:
         """Score."""
@@ -102,9 +110,4 @@ class _Scorer:
         if self.final and self.task.official is not None:
             found, notes = self.task.official(self.predictions, self.references)
             metrics |= found
-        right = self._right() if self.final and "accuracy" in metrics else ()
-        return Scores(metrics, self.predictions, [[]] * len(self.predictions), notes, right)
-
-    def _right(self) -> list[bool]:
-        each = zip(self.predictions, self.references, self.ids, strict=True)
-        return [self.task.metric([said], [given], [name])["accuracy"] == 1 for said, given, name in each]
+        return Scores(metrics, self.predictions, [[]] * len(self.predictions), notes, self.right)

@@ -51,12 +51,14 @@ class _Scorer:
         self.labels: list[int] = []
         self.groups: list[str] = []
 
-    def add(self, batch: PairBatch, output: Output) -> None:
+    def add(self, batch: PairBatch, output: Output) -> list[bool]:
         """Take the likelier of false and true."""
+        answers, labels = output.logits.argmax(-1).tolist(), batch.labels.tolist()
         self.logits += output.logits.tolist()
-        self.predictions += output.logits.argmax(-1).tolist()
-        self.labels += batch.labels.tolist()
+        self.predictions += answers
+        self.labels += labels
         self.groups += batch.groups
+        return [answer == label for answer, label in zip(answers, labels, strict=True)]
 
     def scores(self) -> Scores:
         """Score."""

@@ -132,20 +132,24 @@ class _Scorer:
         self.logits: list[list[float]] = []
         self.references: list[tuple[str, ...]] = []
         self.groups: list[str] = []
+        self.right: list[bool] = []
 
-    def add(self, batch: QuestionBatch, output: VqaOutput) -> None:
+    def add(self, batch: QuestionBatch, output: VqaOutput) -> list[bool] | None:
         """Answer."""
         answers, logits = self.task.answered(self.model, output)
         self.predictions += answers
         self.logits += logits
         self.references += batch.references
         self.groups += batch.groups
+        if not self.final or not all(batch.references):
+            return None
+        each = zip(answers, batch.references, batch.groups, strict=True)
+        right = [self.task.metric([said], [given], [kind])["accuracy"] >= _RIGHT for said, given, kind in each]
+        self.right += right
+        return right
 
     def scores(self) -> Scores:
         """Score."""
         metrics = dict(self.task.metric(self.predictions, self.references, self.groups))
-        return Scores(metrics, self.predictions, self.logits, right=self._right() if self.final else ())
-
-    def _right(self) -> list[bool]:
-        each = zip(self.predictions, self.references, self.groups, strict=True)
-        return [self.task.metric([said], [given], [kind])["accuracy"] >= _RIGHT for said, given, kind in each]
+        known = len(self.right) == len(self.predictions)
+        return Scores(metrics, self.predictions, self.logits, right=self.right if known else ())
