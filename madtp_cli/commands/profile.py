@@ -68,7 +68,7 @@ Latency = Annotated[
 ]
 Seconds = Annotated[
     float | None,
-    typer.Option(min=0.01, metavar="S", help="Time each model for about S seconds per batch size; 0.5 by default."),
+    typer.Option(min=0.01, metavar="S", help="Time each model for about S seconds per batch size; 0.4 by default."),
 ]
 FailIf = Annotated[
     list[str] | None,

@@ -20,7 +20,7 @@ from madtp_cli.results import Speed
 
 BASELINE = "baseline"
 DENSE = "dense"
-SECONDS = 0.5  # per model and batch size, if nobody asks for more
+SECONDS = 0.4  # per model and batch size, if nobody asks for more
 # Two rounds see every model first and last once; more are taken while there is time.
 ROUNDS = 2
 VISIT_SAMPLES = 16

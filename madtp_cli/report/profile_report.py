@@ -70,6 +70,7 @@ def _print_view(console: Console, profiled: Profiled, by: str | None, depth: int
     if by == "layer":
         print_table(console, layers_table(profiled, console.width, ascii_only=ascii_only))
     elif by == "sample" and not profiled.samples:
+        console.print()
         print_line(console, "No sample was run: costs are arithmetic for texts of one length.")
     elif by == "sample":
         print_table(console, samples_table(profiled, every=every))
@@ -150,14 +151,20 @@ def _print_remarks(console: Console, result: ProfileResult) -> None:
         "kept": f"{', '.join(kept)}, mean over layers"
         if kept and cost.dense != cost.pruned and not result.others
         else "",
-        "time": "of a call at batch 1; between the parts, tokens are chosen and moved"
-        if time_between(result) is not None and not result.others
-        else "",
+        "time": _of_what_time(result),
         "pictures": str(PurePath(result.pictures[0].file).parent) if result.pictures else "",
         "counted": ", ".join(counted),
         "run": f"{attention(result)}{machine(result)}",
     }
     print_facts(console, facts)
+
+
+def _of_what_time(result: ProfileResult) -> str:
+    """Say what the shares of time are of."""
+    if time_between(result) is None or result.others:
+        return ""
+    between = "; between the parts, tokens are chosen and moved" if result.gmacs.dense != result.gmacs.pruned else ""
+    return f"of a call at batch 1{between}"
 
 
 def _baseline_sentence(baseline: float, cost: float) -> str:

@@ -138,3 +138,13 @@ def test_a_pipe_without_unicode_gets_a_report_too() -> None:
     assert "`-- alignment" in text
     assert "\\u" not in text
     assert "?" not in text
+
+
+def test_shares_of_time_are_said_to_be_of_what() -> None:
+    """Of a dense model nothing is chosen; without times there is nothing to say."""
+    clocked = replace(FULL, modules=tuple(replace(module, time_share=0.1) for module in FULL.modules))
+    said = "of a call at batch 1; between the parts, tokens are chosen and moved"
+    assert ["time", *said.split()] in shown(clocked)
+    dense = replace(clocked, gmacs=Gmacs(dense=0.5, pruned=0.5, reduction=0.0))
+    assert ["time", "of", "a", "call", "at", "batch", "1"] in shown(dense)
+    assert not [row for row in shown() if row[:1] == ["time"]]
