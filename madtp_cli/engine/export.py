@@ -91,7 +91,7 @@ def export_checkpoint(checkpoint: str, options: Options, *, seed: int | None, co
         inference = Inference(
             family=opened.family,
             task=opened.task,
-            checkpoint=opened.source,
+            checkpoint=_named(opened.source),
             format=options.format,
             mode=options.mode,
             precision=options.precision,
@@ -110,6 +110,11 @@ def export_checkpoint(checkpoint: str, options: Options, *, seed: int | None, co
 
     folder.publish(write)
     return _result(checkpoint, folder.final, job, options, measured[0], subject.seed, time.perf_counter() - began)
+
+
+def _named(source: str) -> str:
+    """Return what others may know a checkpoint by: of a path, which is nobody else's, its last part."""
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def _opset(options: Options) -> int:

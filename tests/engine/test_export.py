@@ -91,6 +91,7 @@ def test_an_onnx_file_prunes_as_pytorch_does(adaptive: str, tmp_path: Path) -> N
     assert {"model.onnx", "inference.json", "example.py", "README.md"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
     about = json.loads((tmp_path / "onnx" / "inference.json").read_text())
+    assert about["checkpoint"] == Path(adaptive).name  # where it lies is nobody else's
     (graph,) = about["graphs"].values()
     assert graph["file"] == "model.onnx"
     assert {port["name"]: port["shape"] for port in graph["inputs"]} == {
