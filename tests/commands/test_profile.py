@@ -190,3 +190,15 @@ def test_verbose_shows_every_layer(calls: list[dict[str, Any]], monkeypatch: pyt
     assert [(view["by"], view["depth"], view["every"]) for view in views] == [
         *((None, 3, False), (None, 4, True), (None, 1, True), ("layer", 3, False))
     ]
+
+
+def test_defaults_in_the_help_are_those_of_the_engine() -> None:
+    """They are said here without importing torch, and once each there."""
+    from madtp_cli.commands.profile import DEFAULT_BATCH
+    from madtp_cli.engine.latency import BATCH_SIZES
+    from madtp_cli.engine.profile_time import SECONDS
+
+    assert BATCH_SIZES == (1, DEFAULT_BATCH)
+    words = " ".join(run("--help").stdout.split())
+    assert f"{SECONDS} by default." in words
+    assert f"{DEFAULT_BATCH} by default" in words
