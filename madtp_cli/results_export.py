@@ -20,13 +20,14 @@ class ExportFile:
 class ExportCheck:
     """Exported files beside PyTorch on real samples.
 
-    same_kept, same_answers: shares of the samples. max_difference: of all numbers, over samples that kept the same
-    tokens; atol is what it may be. scores: `score` of PyTorch as it prunes (`pytorch`) and of the files (`exported`).
+    same_kept, same_answers: shares of the samples, the latter null for models that only embed. max_difference: of all
+    numbers, over samples that kept the same tokens; atol is what it may be. scores: `score` of PyTorch as it prunes
+    (`pytorch`) and of the files (`exported`).
     """
 
     samples: int
     same_kept: float
-    same_answers: float
+    same_answers: float | None
     max_difference: float
     atol: float
     score: str | None = None

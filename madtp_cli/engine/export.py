@@ -221,7 +221,7 @@ def _judged(found: Comparison, options: Options) -> ExportCheck:
         ("keep the same tokens", found.same_kept, LEAST_KEPT[precision]),
         ("give the same answers", found.same_answers, LEAST_ANSWERS[precision]),
     ):
-        if share < least:
+        if share is not None and share < least:
             faults.append(f"{share:.1%} of the samples {what}, at least {least:.0%} must")
     if faults:
         hint = "try --precision fp32" if precision == "fp16" else "try another --opset, or --format torch"

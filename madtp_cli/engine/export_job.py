@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,10 @@ class Job:
     precision: Any
     opset: int
 
-    @cached_property
-    def batches(self) -> list[Batch]:
-        """The samples in the calls that they are checked in."""
-        return [join_samples(some) for some in groups(self.samples, self.form.batch)]
+    @property
+    def batches(self) -> Iterator[Batch]:
+        """The samples in the calls that they are checked in, made one by one: images of all would be there twice."""
+        return (join_samples(some) for some in groups(self.samples, self.form.batch))
 
     def write(self, model: Any, folder: Path) -> tuple[dict[str, GraphFile], dict[str, Session]]:
         """Write a model's graphs into a folder and open what was written: both by the graphs' names."""

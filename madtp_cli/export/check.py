@@ -24,12 +24,13 @@ SIZES = (1, 1, 2, 4)
 @dataclass(frozen=True)
 class Comparison:
     """What was found on `samples` samples: the share that kept the same tokens and the share with the same answers (the
-    likeliest of all logits), over all; and the largest difference between numbers, over those that kept the same.
+    likeliest of all logits; None where there are none), and the largest difference between numbers, over those that
+    kept the same.
     """
 
     samples: int
     same_kept: float
-    same_answers: float
+    same_answers: float | None
     max_difference: float
 
 
@@ -60,7 +61,8 @@ def compare(found: Sequence[Mapping[str, Tensor]], expected: Sequence[Mapping[st
                 same_words = (ours[name].argmax(-1) == value.argmax(-1)).view(len(value), -1).all(1)
                 right &= _of_rows(same_words, len(same))
         samples, kept, answered = samples + len(same), kept + int(same.sum()), answered + int(right.sum())
-    return Comparison(samples, kept / samples, answered / samples, largest)
+    answers = any(name.endswith("logits") for name in expected[0])
+    return Comparison(samples, kept / samples, answered / samples if answers else None, largest)
 
 
 def _same_kept(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:

@@ -20,10 +20,10 @@ def headline(result: ExportResult) -> str:
 
 def verdict(check: ExportCheck) -> str:
     """Say how the files compare with PyTorch."""
+    answers = "" if check.same_answers is None else f"the same answers on {_share(check.same_answers)}, "
     return (
-        f"Agrees with PyTorch on {check.samples:,} samples: the same tokens kept on {_share(check.same_kept)}, the "
-        f"same answers on {_share(check.same_answers)}, numbers within {check.max_difference:.1e} "
-        f"(at most {check.atol:g})."
+        f"Agrees with PyTorch on {check.samples:,} samples: the same tokens kept on {_share(check.same_kept)}, "
+        f"{answers}numbers within {check.max_difference:.1e} (at most {check.atol:g})."
     )
 
 

@@ -42,6 +42,11 @@ def test_as_many_tokens_in_every_layer_or_they_are_others() -> None:
     assert compare([{**EXPECTED, "vision_kept": torch.tensor([[3], [3]])}], [EXPECTED]).same_kept == 0.5
 
 
+def test_embeddings_are_no_answers() -> None:
+    embeds = {"image_embeds": torch.eye(2), "vision_kept": torch.tensor([[3], [2]])}
+    assert compare([embeds], [embeds]).same_answers is None
+
+
 def test_nan_is_no_agreement() -> None:
     broken = {**EXPECTED, "logits": torch.tensor([[math.nan, 0.0], [2.0, 0.0]])}
     assert compare([broken], [EXPECTED]).max_difference == math.inf

@@ -76,11 +76,12 @@ def test_what_was_not_measured_is_not_printed() -> None:
         RESULT,
         format="torch",
         opset=None,
-        check=replace(RESULT.check, score=None, scores={}),
+        check=replace(RESULT.check, same_answers=None, score=None, scores={}),
         gmacs=Gmacs(dense=0.51, pruned=0.51, reduction=0.0),
         latency_ms={"dense": {"1": 9.0}},
         speedup={},
     )
     lines = shown(dense)
     assert lines[0] == "runs/mine as torch, dynamic, fp32."
+    assert "answers" not in lines[1]
     assert lines[2:4] == ["0.5100 gmacs per sample, nothing pruned.", "batch 1: 9.00 ms in onnxruntime"]
