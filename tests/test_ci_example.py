@@ -76,14 +76,19 @@ def test_it_compresses_gates_and_gathers(dense: Path, tmp_path: Path) -> None:
         ({"PROFILE_ENDS": "6"}, 6),
         ({"PRUNE_ENDS": "5"}, 5),
         ({"PRUNE_ENDS": "5", "PROFILE_ENDS": "6", "MAX_LOSS": "1"}, 5),
+        ({"PRUNE_ENDS": "2", "WRITES": ""}, 2),
         ({"PRUNE_ENDS": "4", "WRITES": ""}, 4),
         ({"PRUNE_ENDS": "130", "WRITES": ""}, 130),
     ],
     ids=lambda value: "-".join(f"{key}={each}" for key, each in value.items()) if isinstance(value, dict) else None,
 )
 def test_it_ends_with_the_first_code_that_matters(told: dict[str, str], code: int, tmp_path: Path) -> None:
-    """What is there is kept all the same; without a checkpoint nothing is profiled."""
+    """What is there is kept all the same; without a checkpoint of this run nothing is profiled, and no older one kept."""
     environment = {**install(tmp_path / "bin", FAKE), **told}
+    if "WRITES" in told:
+        (tmp_path / "out").mkdir()
+        for name in ("config.json", "report.html"):
+            (tmp_path / "out" / name).touch()
     assert compress(tmp_path, environment, "quickstart", "out").returncode == code
     kept = {path.name for path in (tmp_path / "out-artifacts").iterdir()}
     if "WRITES" in told:

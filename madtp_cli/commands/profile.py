@@ -198,8 +198,9 @@ def _check_sources(models: Sequence[str], recipe: bool, *, random_init: bool, se
         raise UsageError("--random-init needs --recipe FILE: a checkpoint has its weights")
     if settings and not recipe:
         raise UsageError("--set needs --recipe FILE: a checkpoint is profiled as it is")
-    if twice := [model for model in models if models.count(model) > 1]:
-        raise UsageError(f"{twice[0]} is named twice; name each checkpoint once")
+    places = [os.path.realpath(model) if os.path.exists(model) else model for model in models]
+    if twice := [model for model, place in zip(models, places, strict=True) if places.count(place) > 1]:
+        raise UsageError(f"{twice[-1]} is named twice; name each checkpoint once")
 
 
 def _check_view(by: str | None, convention: str, csv: Path | None, json_output: bool) -> None:

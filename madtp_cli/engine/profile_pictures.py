@@ -43,8 +43,12 @@ class Gallery:
     def draw(self, folder: Path) -> tuple[Picture, ...]:
         """Run the samples and write one PNG for each; raises UsageError where that is not possible."""
         pictures = []
-        for sample in show_samples(self.model, self.task, self.batches, self.processor, labelled=self.labelled):
-            path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', sample.id).strip('_')}.png"
+        shown = show_samples(self.model, self.task, self.batches, self.processor, labelled=self.labelled)
+        for number, sample in enumerate(shown, 1):
+            # Numbered, since names that differ may look alike then, and longer than those of a user's own images.
+            path = (
+                folder / f"survivors-{number}-{re.sub(r'[^A-Za-z0-9._-]+', '_', sample.id).strip('_.') or 'image'}.png"
+            )
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 survivors_figure(sample).savefig(path)

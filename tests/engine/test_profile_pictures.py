@@ -32,8 +32,9 @@ def test_samples_of_the_checkpoints_data_are_drawn(
     monkeypatch.setattr(profile_pictures, "SAMPLES", 2)
     pictures = open_gallery(str(pruned), None).draw(tmp_path / "new" / "folder")
     assert [picture.id for picture in pictures] == ["shapes/validation/0", "shapes/validation/32"]
-    for picture in pictures:
-        assert Path(picture.file) == tmp_path / "new" / "folder" / f"{picture.id.replace('/', '_')}.png"
+    for number, picture in enumerate(pictures, 1):
+        name = f"survivors-{number}-{picture.id.replace('/', '_')}.png"
+        assert Path(picture.file) == tmp_path / "new" / "folder" / name
         with Image.open(picture.file) as image:
             assert min(image.size) > 200
         assert {picture.answer, picture.reference} <= {"true", "false"}
@@ -44,9 +45,20 @@ def test_samples_of_the_checkpoints_data_are_drawn(
 def test_a_pair_of_a_users_own_is_drawn(pruned: Path, photos: list[Path], tmp_path: Path) -> None:
     """Named after its files; nobody knows what is right."""
     (picture,) = open_gallery(str(pruned), None, images=photos, text="there is a red circle").draw(tmp_path)
-    assert Path(picture.file).name == "left_one_right.png"
+    assert Path(picture.file).name == "survivors-1-left_one_right.png"
     assert picture.reference is None
     assert picture.answer in ("true", "false")
+
+
+def test_a_picture_replaces_no_image_of_a_users(pruned: Path, photos: list[Path], tmp_path: Path) -> None:
+    """Written beside the images, under a name of its own whatever they are called."""
+    for name in ("left.png", "图.png", "survivors-1-left.png"):
+        image = photos[0].rename(tmp_path / name)
+        before = image.read_bytes()
+        (picture,) = open_gallery(str(pruned), None, images=[image, image], text="a").draw(tmp_path)
+        assert Path(picture.file).is_file()
+        assert image.read_bytes() == before
+        image.rename(photos[0])
 
 
 def test_a_checkpoint_without_a_recipe_is_drawn_on_a_users_own(
@@ -106,5 +118,5 @@ def test_an_image_that_cannot_be_read_is_named(pruned: Path, photos: list[Path],
 def test_a_folder_that_cannot_be_made_is_named(pruned: Path, photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     gallery = open_gallery(str(pruned), None, images=photos, text="a")
-    with pytest.raises(UsageError, match=r"--visualize .*file.x: left_one_right.png cannot be written"):
+    with pytest.raises(UsageError, match=r"--visualize .*file.x: survivors-1-left_one_right.png cannot be written"):
         gallery.draw(tmp_path / "file" / "x")
