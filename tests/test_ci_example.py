@@ -83,7 +83,7 @@ def test_it_compresses_gates_and_gathers(dense: Path, tmp_path: Path) -> None:
     ids=lambda value: "-".join(f"{key}={each}" for key, each in value.items()) if isinstance(value, dict) else None,
 )
 def test_it_ends_with_the_first_code_that_matters(told: dict[str, str], code: int, tmp_path: Path) -> None:
-    """What is there is kept all the same; without a checkpoint of this run nothing is profiled, and no older one kept."""
+    """What is there is kept; without a checkpoint of this run nothing is profiled, and none of an older run kept."""
     environment = {**install(tmp_path / "bin", FAKE), **told}
     if "WRITES" in told:
         (tmp_path / "out").mkdir()

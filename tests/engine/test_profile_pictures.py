@@ -52,7 +52,7 @@ def test_a_pair_of_a_users_own_is_drawn(pruned: Path, photos: list[Path], tmp_pa
 
 def test_a_picture_replaces_no_image_of_a_users(pruned: Path, photos: list[Path], tmp_path: Path) -> None:
     """Written beside the images, under a name of its own whatever they are called."""
-    for name in ("left.png", "图.png", "survivors-1-left.png"):
+    for name in ("left.png", "ü.png", "survivors-1-left.png"):
         image = photos[0].rename(tmp_path / name)
         before = image.read_bytes()
         (picture,) = open_gallery(str(pruned), None, images=[image, image], text="a").draw(tmp_path)
