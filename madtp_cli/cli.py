@@ -24,7 +24,8 @@ from madtp_cli.errors import Interrupted, MadtpError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 recipe invalid, 4 checkpoint or data missing or "
-    "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 130 interrupted (Ctrl-C or SIGTERM)."
+    "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 7 export does not agree with PyTorch, "
+    "130 interrupted (Ctrl-C or SIGTERM)."
 )
 _SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,

@@ -56,6 +56,8 @@ class ThresholdError(MadtpError):
 class ExportError(MadtpError):
     """Report exported files that do not agree with PyTorch; they are not handed over."""
 
+    exit_code = 7
+
 
 class Interrupted(MadtpError):
     """Report that the user stopped a command and what was saved."""

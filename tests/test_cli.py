@@ -56,8 +56,8 @@ def test_help_names_every_command_and_exit_code() -> None:
     words = " ".join(result.stdout.split())
     assert (
         "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 recipe invalid, 4 checkpoint or data missing or "
-        "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 130 interrupted (Ctrl-C or "
-        "SIGTERM)." in words
+        "unreadable, 5 budget not reached, 6 --fail-if threshold hit, 7 export does not agree with PyTorch, "
+        "130 interrupted (Ctrl-C or SIGTERM)." in words
     )
 
 

@@ -16,7 +16,7 @@ from madtp_cli import errors
         (errors.SourceError, 4),
         (errors.BudgetError, 5),
         (errors.ThresholdError, 6),
-        (errors.ExportError, 1),
+        (errors.ExportError, 7),
         (errors.Interrupted, 130),
     ],
 )

@@ -23,6 +23,7 @@ from madtp_cli.models.fetch import why
 from madtp_cli.models.weights import read_json
 
 CARD = "README.md"
+TEXTS = (".yaml", ".json", ".jsonl", ".html", ".md")
 _LOG_IN = "log in with: hf auth login, or set HF_TOKEN"
 
 
@@ -55,6 +56,8 @@ def upload(
     if "license" not in header:
         console.print(f"{folder / CARD}: names no licence; the hub shows what its header says as license: NAME")
     found = _files(folder, exported or {})
+    if telling := _telling(found, folder):
+        console.print(f"{', '.join(telling)}: say where files lie on this machine; whoever may read them will see that")
     plan = results.HubUpload(
         repository=repository,
         url=f"{huggingface_hub.constants.ENDPOINT}/{repository}",
@@ -116,6 +119,13 @@ def _files(folder: Path, exported: Mapping[str, Path]) -> dict[str, Path]:
 def _wanted(path: Path, folder: Path) -> bool:
     """Tell whether it is a file, neither hidden nor left by Python where an example was run."""
     return path.is_file() and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+
+
+def _telling(files: Mapping[str, Path], folder: Path) -> list[str]:
+    """Name the files of text that hold the user's home folder, or the one that the checkpoint lies in."""
+    places = [str(place).encode() for place in (Path.home(), folder.resolve().parent) if place != Path(place.anchor)]
+    texts = {name: path for name, path in files.items() if path.suffix in TEXTS}
+    return [name for name, path in texts.items() if any(place in path.read_bytes() for place in places)]
 
 
 def _push(repository: str, files: Mapping[str, Path], *, private: bool) -> str:

@@ -21,6 +21,7 @@ from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.html import Story, report
 from madtp_cli.report.survivors import Sample
+from madtp_cli.report.wording import unplaced
 from madtp_cli.results import PruneResult
 
 EXTREMES, EXAMPLES = 2, 3  # samples shown of each kind
@@ -178,7 +179,7 @@ def shown(
 def _setting(recipe: Recipe, splits: Splits) -> Mapping[str, str]:
     """Say in words what the run's settings were."""
     return {
-        "made from": recipe.model.checkpoint or "nothing, trained from scratch",
+        "made from": unplaced(recipe.model.checkpoint) if recipe.model.checkpoint else "nothing, trained from scratch",
         "recipe": recipe.name,
         "data": ", ".join(
             [recipe.data.name, *(f"{len(getattr(splits, name)):,} {name}" for name in SPLITS if name != "train")]

@@ -60,7 +60,7 @@ class Origin:
     @property
     def base_name(self) -> str:
         """The base checkpoint as others can know it."""
-        return _unplaced(self.base)
+        return wording.unplaced(self.base)
 
 
 def model_card(result: PruneResult, origin: Origin) -> str:
@@ -199,16 +199,11 @@ def _making(result: PruneResult, origin: Origin) -> Iterator[str]:
     yield f"- Made from: {f'`{origin.base_name}`' if origin.base else 'nothing, trained from scratch'}"
     yield f"- Pruning: {_pruning(origin.spec)}"
     yield f"- Command: `madtp {result.command}`, recipe `{origin.recipe_name}` (spelled out in `recipe.yaml`)"
-    yield f"- Data: {origin.data}{f' from `{_unplaced(origin.source)}`' if origin.source else ''}"
+    yield f"- Data: {origin.data}{f' from `{wording.unplaced(origin.source)}`' if origin.source else ''}"
     yield f"- Seed: {result.seed}"
     trained = f", trained in {result.training_precision}" if result.training_precision else ""
     yield f"- Time: {wording.duration(result.seconds)} on {result.processor or result.device}{trained}"
     yield f"- Versions: {versions}"
-
-
-def _unplaced(source: str) -> str:
-    """Leave out the folders of this machine."""
-    return PurePath(source).name if PurePath(source).is_absolute() else source
 
 
 def _pruning(spec: PruningSpec) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import PurePath
 
 from rich.console import Console
 
@@ -192,3 +193,8 @@ def _decimals(value: float, most: int = 4, figures: int = 4) -> int:
     """Return the decimals that show so many figures, `most` at the most."""
     whole = len(str(int(abs(value)))) if math.isfinite(value) and abs(value) >= 1 else 0
     return max(min(figures - whole, most), 0)
+
+
+def unplaced(source: str) -> str:
+    """Leave out the folders of this machine, which tell a reader elsewhere nothing."""
+    return PurePath(source).name if PurePath(source).is_absolute() else source

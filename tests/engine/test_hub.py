@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from rich.console import Console
 
-from madtp_cli.engine.hub import upload
+from madtp_cli.engine.hub import TEXTS, upload
 from madtp_cli.errors import SourceError
 from madtp_cli.results import HubUpload
 from tests.tiny_runs import FOLDER
@@ -94,6 +94,23 @@ def test_a_dry_run_lists_exactly_what_goes(pruned: Path, hub: Callable[..., Fake
     assert found.card["library_name"] == "madtp"
     assert found.url.endswith("/me/tiny")
     assert not fake.made
+
+
+def test_files_that_name_places_on_this_machine_are_named(
+    pruned: Path, tmp_path: Path, hub: Callable[..., FakeHub]
+) -> None:
+    """Whoever uploads them should know; the file of weights is not searched, and other paths are nobody's secret."""
+    shutil.copytree(pruned, tmp_path / "mine")
+    for file in (tmp_path / "mine").iterdir():
+        if file.suffix in TEXTS:
+            file.write_text(file.read_text(encoding="utf-8").replace(str(Path.home()), ""), encoding="utf-8")
+    (tmp_path / "mine" / "notes.md").write_text(f"see {tmp_path}/data", encoding="utf-8")
+    (tmp_path / "mine" / "other.md").write_text("see /usr/bin", encoding="utf-8")
+    hub()
+    said = io.StringIO()
+    push(tmp_path / "mine", dry_run=True, console=Console(file=said, width=500))
+    assert "notes.md: say where files lie on this machine" in said.getvalue()
+    assert "other.md" not in said.getvalue()
 
 
 def test_all_goes_as_one_commit(pruned: Path, tmp_path: Path, hub: Callable[..., FakeHub]) -> None:

@@ -101,6 +101,12 @@ def test_samples_per_second_have_three_figures(value: float, text: str) -> None:
     assert wording.figures(value) == text
 
 
+def test_only_the_last_part_of_a_place_on_this_machine_is_told() -> None:
+    assert wording.unplaced("/home/me/models/a.pth") == "a.pth"
+    for elsewhere in ("builtin:shapes_nlvr", "Salesforce/blip-vqa-base", "runs/a", "https://host/a.pth"):
+        assert wording.unplaced(elsewhere) == elsewhere
+
+
 def test_threads_are_counted() -> None:
     assert [wording.threads(number) for number in (None, 1, 2)] == [None, "1 thread", "2 threads"]
 
