@@ -106,6 +106,8 @@ def export_checkpoint(checkpoint: str, options: Options, *, seed: int | None, co
             tokens_kept=found.tokens_kept,
         )
         write_companions(target, inference, processor)
+        if lost := [each.file for each in files.values() if not (target / each.file).is_file()]:
+            raise UsageError(f"{target}: {', '.join(lost)} went away while the rest was written; keep the folder alone")
         measured.append(replace(found, check=_answered(target, job, found.check, task_of(opened, processor), console)))
 
     folder.publish(write)

@@ -74,7 +74,7 @@ class MadtpSelector(nn.Module):
         """Return TIS [B, N], zero for all but free tokens."""
         guidance = strongest(logits)
         if self.method.variant == "normalised":
-            both = _normalise(statistics.class_row, free) + _normalise(statistics.received, free)
+            both = _distribute(statistics.class_row, free) + _distribute(statistics.received, free)
             return (both + guidance.masked_fill(~free, float("-inf")).softmax(1)) / 3
         class_row = statistics.class_row.masked_fill(~free, 0.0)
         return (class_row + _normalise(statistics.received, free) + _normalise(guidance, free)) / 3
@@ -127,6 +127,12 @@ def _normalise(scores: Tensor, free: Tensor) -> Tensor:
     scores = scores.masked_fill(~free, 0.0)
     total = scores.sum(1, keepdim=True)
     return scores / torch.where(total == 0, 1.0, total)
+
+
+def _distribute(scores: Tensor, free: Tensor) -> Tensor:
+    """Normalise scores that are not negative, in one operator less: a sum of zero is all zeros whatever divides it."""
+    scores = scores.masked_fill(~free, 0.0)
+    return scores / scores.sum(1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 SELECTORS: Mapping[type[Any], type[Any]] = {Madtp: MadtpSelector, Random: RandomSelector}

@@ -51,7 +51,7 @@ class Tower(nn.Module):
 
     def forward(self, tokens: Rectangle, sides: Sequence[Rectangle] = ()) -> TowerResult:
         """Run tokens through all blocks, which read the sides they are given, one each per sample."""
-        kept = []
+        left = []
         for layer, block in enumerate(self.blocks):
             selector = self.selectors[str(layer)] if layer in self.cuts else None
             entering = tokens.flat
@@ -60,9 +60,18 @@ class Tower(nn.Module):
                 cut = self.cuts[layer]
                 keep, weight = selector(entering, tokens, statistics, cut)
                 tokens = compact(tokens, keep, weight, cut)
-            kept.append(tokens.lengths)
+            left.append(tokens)
             tokens = finish_in(block, tokens, sides)
-        return TowerResult(tokens, torch.stack(kept, 1))
+        return TowerResult(tokens, _lengths(left))
+
+
+def _lengths(left: Sequence[Rectangle]) -> Tensor:
+    """Count the tokens of samples in each of some rectangles: [B, rectangles] int64, a constant where it can be one."""
+    widths = [tokens.position.shape[1] for tokens in left]
+    if all(tokens.mask is None and isinstance(width, int) for tokens, width in zip(left, widths, strict=True)):
+        position = left[0].position
+        return torch.tensor([widths], device=position.device).expand(position.shape[0], -1)
+    return torch.stack([tokens.lengths for tokens in left], 1)
 
 
 def attend_in(block: nn.Module, tokens: Rectangle, *, statistics: bool) -> Attended:
