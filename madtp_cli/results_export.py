@@ -20,9 +20,12 @@ class ExportFile:
 class ExportCheck:
     """Exported files beside PyTorch on real samples.
 
-    same_kept, same_answers: shares of the samples, the latter null for models that only embed. max_difference: of all
-    numbers, over samples that kept the same tokens; atol is what it may be. scores: `score` of PyTorch as it prunes
-    (`pytorch`) and of the files (`exported`).
+    same_kept, same_answers, same_embeds: shares of the samples that keep the same tokens, give the same answers, and
+    have embeddings that point the same way (cosine of 0.95 or more); the latter two null for models without.
+    max_difference: of all numbers, over samples that kept the same tokens; atol is what it may be. scores: `score` of
+    PyTorch as it prunes (`pytorch`) and of the files (`exported`), which may be max_loss points (hundredths) lower.
+    against: what tokens, answers and numbers are held against, PyTorch as it prunes (`pytorch`) or with the same fixed
+    counts (`pytorch_fixed`); cost_ratio: the mean cost of those over that of the counts of its own, on the samples.
     """
 
     samples: int
@@ -32,6 +35,10 @@ class ExportCheck:
     atol: float
     score: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    same_embeds: float | None = None
+    max_loss: float = 0.0
+    against: str = "pytorch"
+    cost_ratio: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,11 +29,18 @@ Precision = Annotated[
     Literal["fp32", "fp16"], typer.Option(help="Of weights and arithmetic; inputs and outputs stay float32.")
 ]
 Opset = Annotated[
-    int | None, typer.Option(metavar="N", help="ONNX operator set, 18 to 25; 20 by default, the first with Gelu.")
+    int | None,
+    typer.Option(metavar="N", help="ONNX operator set, 18 to 25, for openvino in passing; 20 by default."),
 ]
 Atol = Annotated[
     float | None,
     typer.Option(min=0, metavar="X", help="Largest difference from PyTorch; 0.001 by default, in fp16 0.05."),
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="POINTS", help="How much lower than PyTorch's the accuracy may be; 1 by default, in fp16 2."
+    ),
 ]
 Output = Annotated[
     str | None, typer.Option(metavar="DIR", help="Write here; by default beside the checkpoint, as NAME-onnx.")
@@ -43,7 +51,7 @@ BatchSize = Annotated[
 ]
 TextTokens = Annotated[
     int | None,
-    typer.Option(min=2, metavar="N", help="Places of a text in static mode; by default as the data's longest."),
+    typer.Option(min=2, metavar="N", help="Places of a text in static mode; by default as the longest sample's."),
 ]
 Samples = Annotated[
     int, typer.Option(min=1, metavar="N", help="Check on N samples of the checkpoint's validation split.")
@@ -60,15 +68,26 @@ Private = Annotated[bool, typer.Option("--private", help="With --hub: a reposito
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="With --hub: check and list what would be uploaded, and upload nothing.")
 ]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="cpu or auto, which is the same here: files are written and checked there.")
+]
+
+# Options that only exported files have: by the names that the engine has for them.
+_OF_FILES = (
+    *("mode", "precision", "opset", "atol", "max_loss", "output", "overwrite", "batch_size", "text_tokens", "samples"),
+    "latency",
+)
 
 
 def export(
+    context: typer.Context,
     checkpoint: Model,
     file_format: Format = None,
     mode: Mode = "dynamic",
     precision: Precision = "fp32",
     opset: Opset = None,
     atol: Atol = None,
+    max_loss: MaxLoss = None,
     output: Output = None,
     overwrite: options.Overwrite = False,
     batch_size: BatchSize = None,
@@ -78,6 +97,7 @@ def export(
     hub: Hub = None,
     private: Private = False,
     dry_run: DryRun = False,
+    device: Device = "auto",
     seed: options.Seed = None,
     json_output: options.Json = False,
     verbose: options.Verbose = 0,
@@ -90,38 +110,50 @@ def export(
     tolerance, nothing is handed over. The folder runs on its own and has an example.py: docs/export.md.
     """
     level = options.verbosity(verbose, quiet)
-    if hub is None and (dry_run or private):
-        raise UsageError(
-            f"{'--dry-run' if dry_run else '--private'} is for --hub OWNER/NAME; give that, or leave it out"
-        )
+    _check(device, hub, {"--dry-run": dry_run, "--private": private})
+    if hub is not None and file_format is None:
+        _check_unused(context)
     exported: ExportResult | None = None
-    with open_console(json_output, level) as console:
-        if hub is not None:
-            from madtp_cli.engine.hub import check_upload
+    try:
+        with open_console(json_output, level) as console:
+            if hub is not None:
+                from madtp_cli.engine.hub import check_upload
 
-            check_upload(checkpoint, hub, dry_run=dry_run)  # before minutes of work
-        if hub is None or file_format is not None:
-            from madtp_cli.engine.export import Options, export_checkpoint
+                check_upload(checkpoint, hub, dry_run=dry_run)  # before minutes of work
+            if hub is None or file_format is not None:
+                from madtp_cli.engine.export import Options, export_checkpoint
 
-            asked = Options(
-                format=file_format or "onnx",
-                mode=mode,
-                precision=precision,
-                opset=opset,
-                atol=atol,
-                output=output,
-                overwrite=overwrite,
-                batch_size=batch_size,
-                text_tokens=text_tokens,
-                samples=samples,
-                latency=latency,
-            )
-            exported = export_checkpoint(checkpoint, asked, seed=seed, console=console)
-        sent = None if hub is None else _send(checkpoint, hub, exported, private, dry_run, console)
+                asked = Options(format=file_format or "onnx", **{name: context.params[name] for name in _OF_FILES})
+                exported = export_checkpoint(checkpoint, asked, seed=seed, console=console)
+            sent = None if hub is None else _send(checkpoint, hub, exported, private, dry_run, console)
+    except BaseException:
+        if exported is not None:  # written, and not uploaded
+            emit(exported, json_output, console)
+        raise
     if exported is not None:
         emit(replace(exported, hub=sent), json_output, console)
     elif sent is not None:
         emit(HubResult(command="export", checkpoint=checkpoint, hub=sent), json_output, console)
+
+
+def _check(device: str, hub: str | None, uploads: Mapping[str, bool]) -> None:
+    """Refuse a device that does nothing here, and what is for an upload without one."""
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device}: files are written and checked on the CPU; give cpu, or leave it out")
+    for flag, given in uploads.items():
+        if hub is None and given:
+            raise UsageError(f"{flag} is for --hub OWNER/NAME; give that, or leave it out")
+
+
+def _check_unused(context: typer.Context) -> None:
+    """Refuse what is said of exported files where none are asked for, so that an upload is what was meant."""
+    for name in _OF_FILES:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = f"--{'no-' * (name == 'latency')}{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} is for exported files, and --hub alone uploads the checkpoint; add --format, or leave it out"
+            )
 
 
 def _send(

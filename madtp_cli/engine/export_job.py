@@ -33,7 +33,10 @@ Sessions = Mapping[str, Session]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A model as it prunes, in float32; how it is laid out; and samples that fit it, as `drawn` still with labels."""
+    """A model as it prunes, in float32; how it is laid out; and samples that fit it, as `drawn` still with labels.
+
+    cost_ratio: of an adaptive model with fixed counts, their mean cost over that of its own.
+    """
 
     model: Any
     exporter: TaskExport
@@ -43,6 +46,7 @@ class Job:
     format: str
     precision: Any
     opset: int
+    cost_ratio: float | None = None
 
     @property
     def batches(self) -> Iterator[Batch]:

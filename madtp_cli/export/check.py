@@ -1,7 +1,8 @@
 """An exported model on real samples beside the one in PyTorch: the same tokens, the same answers, close numbers.
 
 Numbers are compared on samples that kept the same tokens; others are counted, because a score that ties with the
-threshold to the last bit may fall on either side of it and takes another token along.
+threshold to the last bit may fall on either side of it and takes another token along. What holds for all samples,
+whatever they kept: numbers are finite, and embeddings point where PyTorch's do.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from math import inf
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from madtp_cli.data.batch import Batch
 from madtp_cli.export.graphs import is_kept
@@ -19,19 +22,26 @@ from madtp_cli.export.rectangles import NOTHING
 
 SIZES = (1, 1, 2, 4)
 """Samples per call, in turn, of a file that takes any number: one alone as often as in company."""
+CLOSE = 0.95
+"""Cosine from which an embedding counts as the same; one other token among many moves it less."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found on `samples` samples: the share that kept the same tokens and the share with the same answers (the
-    likeliest of all logits; None where there are none), and the largest difference between numbers, over those that
-    kept the same.
+    """What was found on `samples` samples.
+
+    same_kept, same_answers, same_embeds: the shares of them that kept the same tokens, that give the same answers (the
+    likeliest of all logits), and whose embeddings are CLOSE; the latter two None where there are none. max_difference:
+    between numbers, over samples that kept the same tokens; None where no sample did, and nothing was compared.
+    not_finite: outputs that hold infinities or no numbers at all, in any sample.
     """
 
     samples: int
     same_kept: float
     same_answers: float | None
-    max_difference: float
+    max_difference: float | None
+    same_embeds: float | None = None
+    not_finite: tuple[str, ...] = ()
 
 
 def groups(samples: Sequence[Batch], batch: int | None) -> Iterator[Sequence[Batch]]:
@@ -45,24 +55,42 @@ def groups(samples: Sequence[Batch], batch: int | None) -> Iterator[Sequence[Bat
 
 def compare(found: Sequence[Mapping[str, Tensor]], expected: Sequence[Mapping[str, Tensor]]) -> Comparison:
     """Compare the outputs of the same calls, by name."""
-    samples = kept = answered = 0
-    largest = 0.0
+    kept: list[Tensor] = []
+    answers: list[Tensor] = []
+    embeds: list[Tensor] = []
+    differences: list[float] = []
+    broken: dict[str, None] = {}
     for ours, theirs in zip(found, expected, strict=True):
         same = _same_kept(ours, theirs)  # [S]
-        right = torch.ones_like(same)
+        right, near = torch.ones_like(same), torch.ones_like(same)
         for name, value in theirs.items():
             if is_kept(name):
                 continue
+            if not bool(ours[name].isfinite().all()):
+                broken[name] = None
             rows = _of_rows(same, len(value))
             if bool(rows.any()):
-                difference = (ours[name][rows] - value[rows]).abs().amax().item()
-                largest = max(largest, difference if difference == difference else float("inf"))
+                differences.append((ours[name][rows] - value[rows]).abs().amax().item())
             if name.endswith("logits"):
                 same_words = (ours[name].argmax(-1) == value.argmax(-1)).view(len(value), -1).all(1)
                 right &= _of_rows(same_words, len(same))
-        samples, kept, answered = samples + len(same), kept + int(same.sum()), answered + int(right.sum())
-    answers = any(name.endswith("logits") for name in expected[0])
-    return Comparison(samples, kept / samples, answered / samples if answers else None, largest)
+            if name.endswith("embeds"):
+                near &= cosine_similarity(ours[name], value, dim=-1) >= CLOSE
+        kept, answers, embeds = [*kept, same], [*answers, right], [*embeds, near]
+    names = expected[0]
+    return Comparison(
+        samples=sum(map(len, kept)),
+        same_kept=_share(kept),
+        same_answers=_share(answers) if any(name.endswith("logits") for name in names) else None,
+        # max() would step over what is no number.
+        max_difference=max((d if d == d else inf for d in differences), default=None),
+        same_embeds=_share(embeds) if any(name.endswith("embeds") for name in names) else None,
+        not_finite=tuple(broken),
+    )
+
+
+def _share(flags: Sequence[Tensor]) -> float:
+    return torch.cat(list(flags)).double().mean().item()
 
 
 def _same_kept(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:

@@ -42,7 +42,7 @@ def _write_onnx(opset: int, precision: Precision) -> Writer:
 
 
 def _write_openvino(opset: int, precision: Precision) -> Writer:
-    return lambda program, graph, path: openvino.write(program, graph, path, half=precision == "fp16")
+    return lambda program, graph, path: openvino.write(program, graph, path, opset, half=precision == "fp16")
 
 
 def _write_torch(opset: int, precision: Precision) -> Writer:

@@ -13,13 +13,13 @@ from madtp_cli.export import onnx
 from madtp_cli.export.graphs import Graph
 
 
-def write(program: ExportedProgram, graph: Graph, path: Path, *, half: bool = False) -> None:
-    """Write a traced graph by way of an ONNX file that is deleted; `half` stores its weights in fp16."""
+def write(program: ExportedProgram, graph: Graph, path: Path, opset: int = onnx.OPSET, *, half: bool = False) -> None:
+    """Write a traced graph by way of an ONNX file of an opset, which is deleted; `half` stores its weights in fp16."""
     import openvino
 
     passing = path.with_suffix(".onnx")
     try:
-        onnx.write(program, graph, passing)
+        onnx.write(program, graph, passing, opset)
         openvino.save_model(openvino.convert_model(passing), path, compress_to_fp16=half)
     finally:
         for file in (passing, passing.with_name(f"{passing.name}.data")):

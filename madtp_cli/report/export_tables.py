@@ -11,6 +11,8 @@ from madtp_cli.report import wording
 from madtp_cli.report.printing import cost_sentence, machine, print_facts, print_line
 from madtp_cli.results_export import ExportCheck, ExportResult
 
+COST_TOLERANCE = 0.02  # beyond this, fixed counts do not cost what they stand for
+
 
 def headline(result: ExportResult) -> str:
     """Say what was written, and from what."""
@@ -19,20 +21,33 @@ def headline(result: ExportResult) -> str:
 
 
 def verdict(check: ExportCheck) -> str:
-    """Say how the files compare with PyTorch."""
+    """Say how the files compare with PyTorch, or with the same fixed counts there."""
+    fixed = "the same fixed counts in " * (check.against == "pytorch_fixed")
     answers = "" if check.same_answers is None else f"the same answers on {_share(check.same_answers)}, "
+    embeds = "" if check.same_embeds is None else f"close embeddings of {_share(check.same_embeds)}, "
     return (
-        f"Agrees with PyTorch on {check.samples:,} samples: the same tokens kept on {_share(check.same_kept)}, "
-        f"{answers}numbers within {check.max_difference:.1e} (at most {check.atol:g})."
+        f"Agrees with {fixed}PyTorch on {check.samples:,} samples: the same tokens kept on {_share(check.same_kept)}, "
+        f"{answers}{embeds}numbers within {check.max_difference:.1e} (at most {check.atol:g})."
     )
 
 
 def scores(check: ExportCheck) -> str:
-    """Say how right the files are beside PyTorch; empty where nothing tells."""
+    """Say how right the files are beside PyTorch as it prunes; empty where nothing tells."""
     if check.score is None:
         return ""
     exported, pytorch = (wording.percent(check.scores[name]) for name in ("exported", "pytorch"))
-    return f"{check.score.capitalize()} {exported}, in PyTorch {pytorch}."
+    beside = "in PyTorch" if check.against == "pytorch" else "of the model as it adapts, in PyTorch,"
+    allowed = "1 point" if check.max_loss == 1 else f"{check.max_loss:g} points"
+    return f"{check.score.capitalize()} {exported}, {beside} {pytorch}; {allowed} less is allowed."
+
+
+def fixed_cost(check: ExportCheck) -> tuple[str, str]:
+    """Say what fixed counts cost beside an adaptive model's own, and in which style; empty where there are none."""
+    if check.cost_ratio is None:
+        return "", ""
+    off = abs(check.cost_ratio - 1) > COST_TOLERANCE
+    text = f"The fixed counts cost {check.cost_ratio:.4f} of what the model costs on average as it adapts"
+    return (f"{text}: no closer ones were found.", "yellow") if off else (f"{text}.", "")
 
 
 def speed_lines(result: ExportResult) -> Iterator[str]:
@@ -68,6 +83,8 @@ def print_export(console: Console, result: ExportResult) -> None:
     print_line(console, verdict(result.check), "bold green")
     if result.check.score is not None:
         print_line(console, scores(result.check))
+    if result.check.cost_ratio is not None:
+        print_line(console, *fixed_cost(result.check))
     print_line(console, cost_sentence(result.gmacs.dense, result.gmacs.pruned))
     for line in speed_lines(result):
         print_line(console, line)

@@ -112,3 +112,44 @@ def test_what_is_for_an_upload_is_refused_without_one(flag: str, pruned: Path, e
     assert result.exit_code == 2
     assert result.stderr == f"madtp: error: {flag} is for --hub OWNER/NAME; give that, or leave it out\n"
     assert not exported
+
+
+@pytest.mark.parametrize("option", ["--mode static", "--no-latency", "--text-tokens 9", "--overwrite", "--max-loss 3"])
+def test_options_of_files_are_refused_where_none_are_written(
+    option: str, pruned: Path, hub: FakeHub, exported: list[str]
+) -> None:
+    """Else an upload would leave out what was asked for, and a dry run suggest a command without it."""
+    result = run(pruned, "--hub", "me/tiny", "--dry-run", *option.split())
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"madtp: error: {option.split()[0]} is for exported files, and --hub alone uploads the checkpoint; add "
+        "--format, or leave it out\n"
+    )
+    assert run(pruned, "--hub", "me/tiny", "--dry-run", "--format", "onnx", *option.split()).exit_code == 0
+
+
+def test_what_was_exported_is_told_where_the_upload_fails(
+    pruned: Path, hub: FakeHub, exported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document of the export is there, without an upload; the error and its exit code too."""
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(FakeHub, "create_commit", lost)
+    result = run(pruned, "--hub", "me/tiny", "--format", "onnx", "--json")
+    assert result.exit_code == 4
+    document = json.loads(result.stdout)
+    assert (document["output"], document["hub"]) == (str(tmp_path / "graphs"), None)
+    assert "me/tiny: the Hugging Face hub cannot be reached (gone)" in result.stderr
+
+
+def test_only_the_cpu_writes_files(pruned: Path, exported: list[str]) -> None:
+    result = run(pruned, "--device", "cuda")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "madtp: error: --device cuda: files are written and checked on the CPU; give cpu, or leave it out\n"
+    )
+    assert not exported
+    assert run(pruned, "--device", "cpu", "--json").exit_code == 0
+    assert exported == [str(pruned)]

@@ -42,9 +42,37 @@ def test_as_many_tokens_in_every_layer_or_they_are_others() -> None:
     assert compare([{**EXPECTED, "vision_kept": torch.tensor([[3], [3]])}], [EXPECTED]).same_kept == 0.5
 
 
+EMBEDS = {"image_embeds": torch.eye(2), "vision_kept": torch.tensor([[3], [2]])}
+
+
 def test_embeddings_are_no_answers() -> None:
-    embeds = {"image_embeds": torch.eye(2), "vision_kept": torch.tensor([[3], [2]])}
-    assert compare([embeds], [embeds]).same_answers is None
+    assert compare([EMBEDS], [EMBEDS]).same_answers is None
+    assert compare([EXPECTED], [EXPECTED]).same_embeds is None
+
+
+def test_embeddings_are_compared_whatever_was_kept() -> None:
+    """The second sample kept other tokens: turned by a cosine of 0.96 it is close, of 0.9 or zero not."""
+    other = {"vision_kept": torch.tensor([[3], [1]])}
+    for cosine, share in ((0.96, 1.0), (0.9, 0.5), (0.0, 0.5)):
+        turned = torch.tensor([[1.0, 0.0], [(1 - cosine**2) ** 0.5, cosine]])
+        assert compare([{**other, "image_embeds": turned}], [EMBEDS]).same_embeds == share
+    zeroed = compare([{**other, "image_embeds": torch.zeros(2, 2)}], [EMBEDS])
+    assert zeroed.same_embeds == 0
+
+
+def test_nothing_compared_is_no_difference_of_zero() -> None:
+    others = {**EXPECTED, "vision_kept": torch.tensor([[1], [1]])}
+    found = compare([others], [EXPECTED])
+    assert (found.same_kept, found.max_difference) == (0, None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_seen_where_other_tokens_were_kept(value: float) -> None:
+    broken = outputs([[0.0, 1.0], [value, 0.0]], [3, 1], [[0, 4, -1], [0, -2, -2]])
+    found = compare([EXPECTED, broken], [EXPECTED, EXPECTED])
+    assert found.not_finite == ("logits",)
+    assert found.max_difference == 0
+    assert compare([EXPECTED], [EXPECTED]).not_finite == ()
 
 
 def test_nan_is_no_agreement() -> None:
@@ -56,7 +84,7 @@ def test_rows_that_are_no_samples_count_where_the_whole_call_kept_the_same() -> 
     """Three words of two texts: known to be of samples that kept the same only if all did."""
     words = {**EXPECTED, "logits": torch.eye(3)}
     shifted = {**words, "logits": torch.eye(3) + 0.5, "vision_kept": torch.tensor([[3], [1]])}
-    assert compare([shifted], [words]).max_difference == 0
+    assert compare([shifted], [words]).max_difference is None
     same = {**words, "logits": torch.eye(3) + 0.5}
     assert compare([same], [words]).max_difference == pytest.approx(0.5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx as reader
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from madtp_cli.export import onnx
+from madtp_cli.export.formats import FORMATS
 from madtp_cli.export.graphs import Axis, Graph
 from madtp_cli.export.trace import ports, quiet, trace
 
@@ -57,3 +59,18 @@ def test_ports_name_the_axes_that_vary() -> None:
         "order": (torch.int64, ("batch", 4)),
         "mapped": (torch.float32, ("batch", 2)),
     }
+
+
+def test_openvino_passes_through_the_opset_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    asked: list[int] = []
+
+    def write(program: Any, graph: Any, path: Path, opset: int) -> None:
+        asked.append(opset)
+        raise InterruptedError
+
+    monkeypatch.setattr(onnx, "write", write)
+    for opset in (18, 21):
+        with pytest.raises(InterruptedError):
+            FORMATS["openvino"].writer(opset, "fp32")(None, None, tmp_path / "model.xml")  # type: ignore[arg-type]
+    assert asked == [18, 21]
