@@ -32,8 +32,11 @@ class Images:
         self.mean, self.std = (np.array(how[name], np.float32) for name in ("image_mean", "image_std"))
 
     def pixels(self, image: ImageSource) -> Array:
-        """Return normalised pixels [3, H, W] float32; such are returned as they are."""
-        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+        """Return normalised pixels [3, H, W] float32; such are returned as they are.
+
+        Raises ValueError for an array of another type or shape.
+        """
+        if isinstance(image, np.ndarray) and image.dtype == np.float32 and image.ndim == 3 and len(image) == 3:
             return image
         how = self.how
         squeezed = Image.fromarray(_rgb(image))
@@ -54,13 +57,15 @@ class Images:
 
 
 def _rgb(image: ImageSource) -> Array:
-    """Return uint8 [H, W, 3], what is transparent on white."""
+    """Return uint8 [H, W, 3]; transparency is dropped, and the colours under it are seen, as in training."""
     if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"got an array of {image.dtype} {list(image.shape)} for an image; give uint8 [H, W, 3], in red, green "
+                "and blue, or what is prepared already, float32 [3, H, W]"
+            )
         return image
     opened = image if isinstance(image, Image.Image) else Image.open(image)
-    if "A" in opened.getbands() or opened.info.get("transparency") is not None:
-        opened = opened.convert("RGBA")
-        opened = Image.alpha_composite(Image.new("RGBA", opened.size, (255, 255, 255, 255)), opened)
     return np.asarray(opened.convert("RGB"))
 
 

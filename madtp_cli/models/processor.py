@@ -105,7 +105,8 @@ class Processor:
 
     def image(self, image: Image) -> Any:
         """Resize and crop an image to [H, W, 3] uint8."""
-        found = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+        resize = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+        found = self.image_processor(_opaque(image), **resize)["pixel_values"]
         return np.ascontiguousarray(found[0].transpose(1, 2, 0).astype(np.uint8))
 
     def words(self, text: str) -> list[int]:
@@ -142,7 +143,7 @@ class Processor:
             what = "pairs of images" if pairs else "images"
             noun = "sentences" if pairs else "texts"
             raise ValueError(f"got {len(images)} {what} for {len(texts)} {noun}; give one for each")
-        flat = [image for pair in images for image in pair] if pairs else list(images)
+        flat = [_opaque(image) for image in ([image for pair in images for image in pair] if pairs else images)]
         ids = [self.words(text) for text in texts]
         return {
             "images": self.image_processor(flat, return_tensors="pt")["pixel_values"],
@@ -173,6 +174,15 @@ def _check_kinds(images: Any, texts: Any, *, pairs: bool) -> None:
             raise TypeError(f"nlvr2 takes two images with each text, got {found}; give a list of pairs: {give}")
         if not pairs and isinstance(image, (tuple, list)):
             raise TypeError(f"got a {type(image).__name__} where one image goes with each text: {give}")
+
+
+def _opaque(image: Any) -> Any:
+    """Drop the transparency of a PIL image as BLIP's own code does; transformers would lay it on white."""
+    if not isinstance(image, Image):
+        return image
+    opaque = image.convert("RGB")
+    opaque.info.pop("transparency", None)  # a colour that is meant to be clear survives the conversion
+    return opaque
 
 
 def _is_image(value: Any) -> bool:

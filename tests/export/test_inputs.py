@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -187,12 +188,13 @@ def pictures() -> dict[str, Image.Image]:
 
 @pytest.mark.parametrize("family", ["blip", "clip"])
 @pytest.mark.parametrize("size", [32, 45])
-def test_pixels_are_those_of_transformers(family: str, size: int, tmp_path: Path) -> None:
-    processor = image_processor(family, size)
-    processor.save_pretrained(tmp_path)
+def test_pixels_are_those_of_the_processor(family: str, size: int, tmp_path: Path) -> None:
+    """What transformers makes of images in RGB, whatever mode they come in."""
+    processor = Processor(image_processor(family, size), whole_words(), task="vqa")
+    processor.image_processor.save_pretrained(tmp_path)
     images = Images(json.loads((tmp_path / "preprocessor_config.json").read_text()))
     for name, picture in pictures().items():
-        expected = processor(picture, return_tensors="np")["pixel_values"][0]
+        expected = processor([picture], ["red"])["images"][0].numpy()
         found = images.pixels(picture)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, expected, err_msg=name)
@@ -218,3 +220,21 @@ def test_a_path_and_an_array_are_images_too(tmp_path: Path) -> None:
     expected = images.pixels(Image.fromarray(pixels))
     for source in (pixels, tmp_path / "image.png", str(tmp_path / "image.png")):
         np.testing.assert_array_equal(images.pixels(source), expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "got"),
+    [
+        (noise(5, 5), "uint8 [5, 5]"),
+        (noise(5, 6, 4), "uint8 [5, 6, 4]"),
+        (noise(5, 6, 3).astype(np.float64), "float64 [5, 6, 3]"),
+        (noise(5, 6, 3).astype(np.float32), "float32 [5, 6, 3]"),
+        (noise(0, 6, 3), "uint8 [0, 6, 3]"),
+    ],
+    ids=["grey", "alpha", "doubles", "places first", "empty"],
+)
+def test_arrays_of_another_kind_are_refused(pixels: Any, got: str, tmp_path: Path) -> None:
+    image_processor("blip", 32).save_pretrained(tmp_path)
+    images = Images(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    with pytest.raises(ValueError, match=re.escape(f"got an array of {got} for an image; give uint8 [H, W, 3]")):
+        images.pixels(pixels)

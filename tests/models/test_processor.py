@@ -87,6 +87,22 @@ def test_images_of_any_size_and_mode_fit(processor: Processor) -> None:
             torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
 
 
+def test_transparency_is_dropped_wherever_images_are_read(processor: Processor) -> None:
+    """Under a transparent pixel lies a colour; training reads it as PIL converts it, and so does everything else."""
+    colour = Image.fromarray(DATA.sample(3).left)
+    clear = colour.copy()
+    clear.putalpha(Image.fromarray(np.tile(np.arange(96, dtype=np.uint8), (96, 1))))
+    single = Processor.from_words(VOCABULARY, 96, task="vqa")
+    assert single([clear], ["red"])["images"].equal(single([colour], ["red"])["images"])
+    assert processor([(clear, clear)], ["red"])["images"].equal(processor([(colour, colour)], ["red"])["images"])
+    assert np.array_equal(processor.image(clear), processor.image(colour))
+    palette = colour.quantize(9)
+    expected = processor.image(palette)
+    palette.info["transparency"] = 3
+    assert np.array_equal(processor.image(palette), expected)
+    assert palette.info["transparency"] == 3
+
+
 def test_left_and_right_stay_in_order(processor: Processor) -> None:
     black, white = (Image.fromarray(np.full((96, 96, 3), value, dtype=np.uint8)) for value in (0, 255))
     means = processor([(black, white), (white, black)], ["there", "there"])["images"].mean((1, 2, 3))
