@@ -61,7 +61,7 @@ def _graph(name: str, graph: Mapping[str, Any]) -> str:
 def _contract(about: Mapping[str, Any]) -> Iterator[str]:
     size, text = about["image_size"], about["text"]
     yield (
-        f"Images are RGB, {size} x {size}, resized as uint8 and then rescaled and normalised, as "
+        f"Images are RGB without transparency, {size} x {size}, resized as uint8 and then rescaled and normalised, as "
         "`preprocessor_config.json` says."
     )
     if about["task"] != "caption":
@@ -94,5 +94,6 @@ def _limits(about: Mapping[str, Any]) -> Iterator[str]:
         yield "Half precision: answers can differ from those in fp32 where two are about equally likely."
     if about["writing"]:
         yield "Text is written greedily, the likeliest word at each step; madtp itself searches with several beams."
+    yield "Load only folders that you trust, with this code or any other: a graph is a program, like the code there."
     yield "Characters that Unicode has only had for a few years may be read differently than by the original tokenizer."
     yield "The licence of the checkpoint applies to the graphs; the code beside them is under Apache-2.0."

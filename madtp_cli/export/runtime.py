@@ -16,6 +16,7 @@ ids for a text) is taken as it is. `inference.json` says what the graphs take an
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -77,12 +78,23 @@ class Model:
         self.graphs = {name: Graph(folder, each, runner, threads) for name, each in about["graphs"].items()}
 
     def text_ids(self, text: str | Sequence[int], opens: int | None = None) -> list[int]:
-        """Return the ids of a text as the task's first text graph reads it, cut to what it takes; ids stay."""
-        if not isinstance(text, str):
-            return list(text)
+        """Return the ids of a text as the task's first text graph reads it, cut to what it takes; ids stay.
+
+        Warns of a text that is cut, and raises ValueError for ids that are too many.
+        """
         how = self.about["text"]
-        inside = self.words.ids(text)[: how["longest"] - 2]
-        return [how["opens"] if opens is None else opens, *inside, how["closes"]]
+        if not isinstance(text, str):
+            if len(text) > how["longest"]:
+                raise ValueError(f"a text has {len(text)} ids, and {self._places()}")
+            return list(text)
+        inside = self.words.ids(text)
+        if len(inside) + 2 > how["longest"]:
+            warnings.warn(f"a text has {len(inside) + 2} tokens and is cut: {self._places()}", stacklevel=3)
+        return [how["opens"] if opens is None else opens, *inside[: how["longest"] - 2], how["closes"]]
+
+    def _places(self) -> str:
+        wider = "; madtp export --text-tokens makes more" if self.about["mode"] == "static" else ""
+        return f"this model reads at most {self.about['text']['longest']}{wider}"
 
     def _text(self, ids: Sequence[int]) -> dict[str, Array]:
         return {"text": np.array([ids], np.int64), "text_lengths": np.array([len(ids)], np.int64)}
@@ -197,7 +209,7 @@ class Graph:
     def __init__(self, folder: Path, about: dict[str, Any], runner: Any, threads: int | None) -> None:
         self.inputs: dict[str, list[Any]] = {each["name"]: each["shape"] for each in about["inputs"]}
         self.outputs = [each["name"] for each in about["outputs"]]
-        self._run = runner(folder / about["file"], threads)
+        self._run = runner(folder / Path(about["file"]).name, threads)  # whatever it says, none outside the folder
 
     def fixed(self, name: str, axis: int) -> int | None:
         """Return the size that an input's axis must have, None where it is free."""

@@ -5,6 +5,9 @@ The oracles are the toy graphs' own rules (toy_graphs.py) and arithmetic on thei
 
 from __future__ import annotations
 
+import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,8 @@ def test_fixed_shapes_are_filled_up_and_cut_to(tmp_path: Path) -> None:
     expected, found = (model.answer(*pair, "a red circle") for model in (free, fixed))
     assert found.probability == expected.probability
     assert found.tokens_kept == expected.tokens_kept
-    long = fixed.answer(*pair, "red " * 20)
+    with pytest.warns(UserWarning, match="a text has 22 tokens and is cut: this model reads at most 8"):
+        long = fixed.answer(*pair, "red " * 20)
     assert long.positions["text"] == [6, *[RED] * 6, SEP]
     with pytest.raises(ValueError, match=r"text is \[1, 9\], and the graph takes \[3, 8\]"):
         fixed.graphs["model"]({"images": np.zeros((1, 2, 3, SIZE, SIZE), np.float32), **fixed._text([RED] * 9)})
@@ -176,3 +180,36 @@ def test_a_newer_folder_is_refused(tmp_path: Path) -> None:
     assert read(tmp_path / "out")["schema_version"] == 2
     with pytest.raises(ValueError, match="schema_version is 2, and this module reads 1"):
         runtime.load(tmp_path / "out")
+
+
+def test_a_text_that_is_too_long_says_how_long_it_may_be(tmp_path: Path) -> None:
+    """Ids are not cut. A folder of constant shapes may be made again with more places."""
+    write_folder(tmp_path / "out", "nlvr2", length=8)
+    path = tmp_path / "out" / "inference.json"
+    path.write_text(path.read_text().replace('"mode": "dynamic"', '"mode": "static"', 1))
+    pair = plain(0, 0, 0), plain(9, 9, 9)
+    model = runtime.load(tmp_path / "out")
+    message = "this model reads at most 8; madtp export --text-tokens makes more"
+    with pytest.raises(ValueError, match=f"a text has 9 ids, and {message}"):
+        model.answer(*pair, [RED] * 9)
+    with pytest.warns(UserWarning, match=message) as told:
+        model.answer(*pair, "red " * 7)
+    assert "test_runtime" in str(told[0].filename)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.answer(*pair, "red " * 6)
+        model.answer(*pair, [RED] * 8)
+
+
+def test_a_graph_is_taken_from_the_folder_alone(tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", "caption")
+    (tmp_path / "out" / "model.onnx").rename(tmp_path / "elsewhere.onnx")
+    path = tmp_path / "out" / "inference.json"
+    for outside in ("../elsewhere.onnx", str(tmp_path / "elsewhere.onnx")):
+        path.write_text(json.dumps({**read(tmp_path / "out"), "graphs": {"model": _graph(outside)}}))
+        with pytest.raises(Exception, match=re.escape(str(tmp_path / "out" / "elsewhere.onnx"))):
+            runtime.load(tmp_path / "out")
+
+
+def _graph(file: str) -> dict[str, Any]:
+    return {"file": file, "inputs": [], "outputs": []}
