@@ -30,9 +30,10 @@ from madtp_cli.export.calibration import calibrate, macs_of
 from madtp_cli.export.check import compare
 from madtp_cli.export.folder import INFERENCE, GraphFile, Inference, text_input, write_companions
 from madtp_cli.export.formats import FORMATS, Session, check_installed
-from madtp_cli.export.schedule import Form, Mode, is_adaptive, prunes
+from madtp_cli.export.schedule import Form, Mode, is_adaptive
 from madtp_cli.export.tasks import export_of
 from madtp_cli.export.trace import quiet
+from madtp_cli.models.base import prunes
 from madtp_cli.models.checkpoints import BUILTIN, open_checkpoint
 from madtp_cli.models.weights import one_line
 from madtp_cli.results_export import ExportCheck, ExportFile, ExportResult

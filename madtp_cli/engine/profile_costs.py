@@ -20,7 +20,7 @@ from madtp_cli.engine.evaluate import sample_records
 from madtp_cli.engine.samples import join_samples
 from madtp_cli.engine.tally import layer_tokens, tokens_kept
 from madtp_cli.engine.tasks.base import Normalisation, arguments
-from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.base import PrunedModel, prunes
 
 # A second opinion runs sample by sample, and fvcore traces each: a few are enough to check the analytic count.
 COUNTED_SAMPLES = 4
@@ -53,11 +53,6 @@ class Costs:
     def gmacs(self) -> results.Gmacs:
         """Return the record of both costs, in 1e9 MACs."""
         return gmacs_of(self.dense, self.macs)
-
-
-def prunes(model: PrunedModel) -> bool:
-    """Tell whether a model drops any tokens as it is set."""
-    return model.plan is not None and model.strength > 0
 
 
 def at_strength(model: PrunedModel, strength: float) -> PrunedModel:

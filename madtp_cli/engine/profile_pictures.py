@@ -14,13 +14,12 @@ from madtp_cli.data.batch import Batch
 from madtp_cli.engine import build
 from madtp_cli.engine.build_data import make_task
 from madtp_cli.engine.evaluate_checkpoint import own_recipe
-from madtp_cli.engine.profile_costs import prunes
 from madtp_cli.engine.profile_subject import Subject, open_subject
 from madtp_cli.engine.samples import spread_samples
 from madtp_cli.engine.showcase import own_sample, show_samples
 from madtp_cli.engine.tasks.base import Task
 from madtp_cli.errors import SourceError, UsageError
-from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.base import PrunedModel, prunes
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
 from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe

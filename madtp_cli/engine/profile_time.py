@@ -14,8 +14,8 @@ from torch.utils import benchmark
 
 from madtp_cli.data.batch import Batch
 from madtp_cli.engine.latency import calls_of, speeds, time_models
-from madtp_cli.engine.profile_costs import at_strength, prunes
-from madtp_cli.models.base import PrunedModel
+from madtp_cli.engine.profile_costs import at_strength
+from madtp_cli.models.base import PrunedModel, prunes
 from madtp_cli.results import Speed
 
 BASELINE = "baseline"

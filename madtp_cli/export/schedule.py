@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from madtp_cli.export.rectangles import Cut
-from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.base import PrunedModel, prunes
 from madtp_cli.pruning import Madtp
 
 Mode = Literal["dynamic", "static"]
@@ -33,11 +33,6 @@ class Form:
     batch: int | None = None
     text_tokens: int | None = None
     quotas: Quotas = field(default_factory=dict)
-
-
-def prunes(model: PrunedModel) -> bool:
-    """Tell whether a model drops any tokens as it is set."""
-    return model.plan is not None and model.strength > 0
 
 
 def is_adaptive(model: PrunedModel) -> bool:

@@ -180,6 +180,11 @@ class PrunedModel(nn.Module):
         ]
 
 
+def prunes(model: PrunedModel) -> bool:
+    """Tell whether a model drops any tokens as it is set."""
+    return model.plan is not None and model.strength > 0
+
+
 def passed(
     images: Tokens, vision: TowerOutput, text: TowerOutput, text_lengths: Sequence[int], image_index: ImageIndex
 ) -> dict[str, Any]:

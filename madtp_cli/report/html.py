@@ -23,13 +23,12 @@ from madtp_cli.report.comparison import (
 )
 from madtp_cli.report.overlay import panel, titled
 from madtp_cli.report.page import cards, code, facts, figures, folded, page, paragraph, picture, section, table
-from madtp_cli.report.survivors import TEXT, Sample, Survivors, TowerView, described, spread
+from madtp_cli.report.survivors import TEXT, TITLES, Sample, Survivors, TowerView, described, spread
 from madtp_cli.results import PruneResult
 
 PANELS = 4  # pruned layers that a sample shows
 PIXELS = 144  # of a picture's side
 _KINDS = {Tone.GOOD: "good", Tone.PLAIN: "", Tone.BAD: "bad"}
-_IMAGES = {"vision": "image", "vision_left": "left image", "vision_right": "right image"}
 _COST = (
     "gmacs are 1e9 multiply-adds of inference for one sample (what papers of this field call GFLOPs), the cost of "
     "choosing tokens included: the mean over the test split, counted from the tokens that every sample kept."
@@ -217,7 +216,7 @@ def _sample(sample: Sample) -> str:
     kind = "" if sample.right is None else " good" if sample.right else " bad"
     strips = []
     for name, image, view in sample.views:
-        title = _IMAGES.get(name, name)
+        title = TITLES.get(name, name)
         shots = [
             f"<figure>{picture(panel(image, view, pixels=PIXELS), title)}<figcaption>{title}</figcaption></figure>"
         ]

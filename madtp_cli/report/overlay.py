@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from madtp_cli.report import wording
-from madtp_cli.report.survivors import TEXT, Pixels, Sample, Survivors, TowerView, described, spread
+from madtp_cli.report.survivors import TEXT, TITLES, Pixels, Sample, Survivors, TowerView, described, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,6 @@ _LINE_POINTS, _SPACE = 15.0, 3.5
 _TITLE: Mapping[str, Any] = {"fontsize": 11, "color": _INK, "weight": "bold"}
 _BODY: Mapping[str, Any] = {"fontsize": 9.5, "color": _INK}
 _NOTE: Mapping[str, Any] = {"fontsize": 7.5, "color": _INK}
-_TITLES = {"vision_left": "left image", "vision_right": "right image", "vision": "image"}
 _DPI = 110
 
 
@@ -95,7 +94,7 @@ def survivors_figure(sample: Sample, *, most_layers: int = 6) -> Figure:
         for column, survivors in enumerate([None, *chosen]):
             left, side = (_MARGIN + column * _STEP) / width, _INCHES
             axes = figure.add_axes((left, top / height, side / width, side / height))
-            _draw_panel(axes, _TITLES.get(name, name), image, view, survivors)
+            _draw_panel(axes, TITLES.get(name, name), image, view, survivors)
     for number, words in enumerate(body, start=1):
         _write_line(figure, words, top - _MARGIN - (number - 0.5) * line)
     return figure

@@ -17,6 +17,8 @@ Pixels = NDArray[Any]
 """[H, W, 3] uint8."""
 
 TEXT = "text"
+TITLES: Mapping[str, str] = {"vision": "image", "vision_left": "left image", "vision_right": "right image"}
+"""How people call the images of a sample, by tower."""
 Item = TypeVar("Item")
 
 

@@ -16,9 +16,9 @@ from madtp_cli.attention import backend
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.engine import build, profile, profile_time
 from madtp_cli.engine.profile import profile_checkpoint, short_names
-from madtp_cli.engine.profile_costs import at_strength, module_costs, prunes
+from madtp_cli.engine.profile_costs import at_strength, module_costs
 from madtp_cli.errors import SourceError, UsageError
-from madtp_cli.models.base import initialise, towers_of
+from madtp_cli.models.base import initialise, prunes, towers_of
 from madtp_cli.models.blip import small_config
 from madtp_cli.models.checkpoints import open_checkpoint, save_weights
 from madtp_cli.models.nlvr import BlipForNlvr
