@@ -168,8 +168,12 @@ def test_wrong_usage_ends_with_2_and_says_why(arguments: list[str], message: str
         ),
         (["prune", "--recipe", "quickstart", "--output", ""], 3, "--output : output must not be empty"),
         (["prune", "--recipe", "quickstart", "-q", "-v"], 2, "--quiet and --verbose exclude each other; give one"),
-        (["profile"], 2, "profile needs exactly one of CHECKPOINT and --recipe FILE"),
-        (["profile", "x", "--recipe", "quickstart"], 2, "profile needs exactly one of CHECKPOINT and --recipe FILE"),
+        (["profile"], 2, "profile needs a CHECKPOINT, or several, or else --recipe FILE"),
+        (
+            ["profile", "x", "--recipe", "quickstart"],
+            2,
+            "profile needs a CHECKPOINT, or several, or else --recipe FILE",
+        ),
         (["profile", "x", "--random-init"], 2, "--random-init needs --recipe FILE: a checkpoint has its weights"),
         (
             ["profile", "x", "--fail-if", "gmacs"],

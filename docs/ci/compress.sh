@@ -16,6 +16,7 @@ recipe=${1:?usage: compress.sh RECIPE OUTPUT [LIMIT...]}
 output=${2:?usage: compress.sh RECIPE OUTPUT [LIMIT...]}
 shift 2
 artifacts=$output-artifacts
+case ${MAX_LOSS:-0} in *[!0-9.]* | *.*.*) echo "compress.sh: MAX_LOSS=$MAX_LOSS is no number of points, such as 1.5" >&2; exit 2 ;; esac
 mkdir -p "$artifacts"
 
 # Each LIMIT becomes a --fail-if of its own.
@@ -32,7 +33,10 @@ pruned=0
 # shellcheck disable=SC2086  # options are words
 madtp prune --recipe "$recipe" --output "$output" --json $resume ${PRUNE_OPTIONS:-} >"$artifacts/prune.json" || pruned=$?
 # With any other code than these there is no checkpoint of this run.
-if [ "$pruned" -ne 0 ] && [ "$pruned" -ne 5 ]; then exit "$pruned"; fi
+if [ "$pruned" -ne 0 ] && [ "$pruned" -ne 5 ]; then
+  if [ ! -s "$artifacts/prune.json" ]; then rm "$artifacts/prune.json"; fi
+  exit "$pruned"
+fi
 for file in report.html README.md; do
   if [ -f "$output/$file" ]; then cp "$output/$file" "$artifacts/"; fi
 done

@@ -76,7 +76,7 @@ Json = Annotated[
 ]
 Verbose = Annotated[
     int,
-    typer.Option("--verbose", "-v", count=True, show_default=False, help="Report every training step."),
+    typer.Option("--verbose", "-v", count=True, show_default=False, help="Report every step, layer and sample."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]

@@ -193,7 +193,7 @@ class _OwnSample:
 
 def _check_sources(models: Sequence[str], recipe: bool, *, random_init: bool, settings: bool) -> None:
     if bool(models) == recipe:
-        raise UsageError("profile needs exactly one of CHECKPOINT and --recipe FILE")
+        raise UsageError("profile needs a CHECKPOINT, or several, or else --recipe FILE")
     if random_init and not recipe:
         raise UsageError("--random-init needs --recipe FILE: a checkpoint has its weights")
     if settings and not recipe:

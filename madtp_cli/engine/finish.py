@@ -26,7 +26,6 @@ from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint, save_weights
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
-from madtp_cli.models.weights import WEIGHTS
 from madtp_cli.recipe import Recipe
 from madtp_cli.report.model_card import Origin, model_card
 
@@ -125,7 +124,8 @@ def finish(run: Finished, splits: Splits, output: OutputFolder, console: Console
         batch_sizes=effort.batch_sizes,
         seconds=effort.latency_seconds,
     )
-    sides = {name: _side(model, name, tested, timed) for name, model in models.items()}
+    saved_in = DTYPES[run.recipe.training.save_precision]
+    sides = {name: _side(model, name, tested, timed, saved_in) for name, model in models.items()}
     result = results.PruneResult(
         command=run.command,
         device=str(run.device),
@@ -169,7 +169,6 @@ def _fill(
     spec = replace(run.subject.spec, strength=student.strength)
     budget = asdict(result.budget) if result.budget else {}
     save_weights(folder, student, spec, run.recipe.task, budget, DTYPES[run.recipe.training.save_precision])
-    result = _with_sizes(result, folder, run.recipe.training.save_precision)
     run.subject.processor.save(folder)
     splits.task.save(folder)
     page = _report(run, result, splits, tested, keeper, output.work / METRICS, console)
@@ -226,30 +225,22 @@ def _budget(run: Finished, tested: Evaluation) -> results.Budget | None:
 
 
 def _side(
-    model: PrunedModel, name: str, tested: Mapping[str, Evaluation], timed: Mapping[str, results.Speed]
+    model: PrunedModel,
+    name: str,
+    tested: Mapping[str, Evaluation],
+    timed: Mapping[str, results.Speed],
+    dtype: torch.dtype,
 ) -> results.Side:
+    """Describe one model; both are as large as they are if saved in `dtype`, whatever the source was saved in."""
     cost = tested[name].cost
+    params = sum(parameter.numel() for parameter in model.parameters())
     return results.Side(
         metrics=tested[name].metrics,
         gmacs=cost.gmacs,
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=params,
         tokens_kept=tokens_kept(cost.layers, tested["dense"].cost.layers),
+        size_mib=params * dtype.itemsize / 2**20,
         **vars(timed.get(name, results.Speed())),
-    )
-
-
-def _with_sizes(result: results.PruneResult, folder: Path, precision: str) -> results.PruneResult:
-    """Add the size of the weights on disk, once they are there; `precision` is what they were saved in."""
-    assert result.dense is not None
-    written = (folder / WEIGHTS).stat().st_size / 2**20
-    if result.pruned is None:
-        return replace(result, dense=replace(result.dense, size_mib=written))
-    # As large as the dense model would be if it were saved like this one, whatever the source was saved as.
-    before = result.dense.params * DTYPES[precision].itemsize / 2**20
-    return replace(
-        result,
-        dense=replace(result.dense, size_mib=before),
-        pruned=replace(result.pruned, size_mib=written),
     )
 
 

@@ -86,7 +86,7 @@ class Checkpoint:
 
     @property
     def size_mib(self) -> float:
-        """Size of the tensors."""
+        """Size of the tensors, with no file's header."""
         return sum(tensor.nbytes for tensor in self.state.values()) / 2**20
 
     def build(self, spec: PruningSpec | None = None, *, merge_gradient: bool = False) -> PrunedModel:

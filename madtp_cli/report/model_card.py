@@ -12,7 +12,7 @@ import yaml
 from madtp_cli.models.fetch import hub_id
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.report import wording
-from madtp_cli.report.comparison import Row, budget_line, by_tower, compare, headline, is_pruned, pruned_name
+from madtp_cli.report.comparison import Row, budget_line, busy, by_tower, compare, headline, is_pruned, pruned_name
 from madtp_cli.results import PruneResult
 
 _CHECKPOINTS_OF_OURS = "builtin:"
@@ -163,6 +163,7 @@ def _figures(result: PruneResult) -> Iterator[str]:
         notes.insert(1, f"{broken:,} images were missing or unreadable; their samples were left out.")
     if any(side is not None and side.latency_ms for side in (result.dense, result.pruned)):
         notes.append(f"Latency is the median (p50) time of one batch, taken with: {_taken_with(result)}.")
+        notes += [warning] if (warning := busy(result.dense)) else []
     yield " ".join(notes)
     if result.layers:
         yield "Mean tokens kept after each layer:"

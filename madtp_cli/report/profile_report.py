@@ -144,8 +144,7 @@ def _print_remarks(console: Console, result: ProfileResult) -> None:
     if result.uncounted:
         console.print()
         print_line(console, f"Not counted: {', '.join(result.uncounted)}", "yellow")
-    sizes = {"batch size": result.batch_size, "text tokens": result.text_tokens}
-    counted = [f"by {result.counter}", *(f"{name} {value}" for name, value in sizes.items() if value is not None)]
+    counted = [f"by {result.counter}", *([] if result.text_tokens is None else [f"text tokens {result.text_tokens}"])]
     kept = [f"{wording.percent(share)} of {tower} tokens" for tower, share in result.tokens_kept.items()]
     facts = {
         "kept": f"{', '.join(kept)}, mean over layers"

@@ -29,6 +29,7 @@ from madtp_cli.report import wording
 _LOSS_SHARE, _COST_SHARE = 0.05, 0.2
 _RATE_STEPS = 50  # the step rate is that of the last 50 steps
 _ETA_STEPS = 1000  # the time left also knows the pauses (validation) of the last 1000
+_LONGEST_SILENCE = 60.0  # seconds between plain lines, if a step does not take longer
 _WIDEST = 110
 # Columns left free at the right, so that the ^C a terminal echoes does not wrap and scroll the panel.
 _MARGIN = 3
@@ -117,6 +118,7 @@ class TrainingProgress:
         self._validations: tuple[tuple[int | None, Mapping[str, float]], ...] = ()
         self._live: Live | None = None
         self._began = time.monotonic()
+        self._lined = 0.0
 
     def __enter__(self) -> TrainingProgress:
         self._began = time.monotonic()
@@ -135,7 +137,7 @@ class TrainingProgress:
                 self._stop()
                 raise
         elif not self._quiet:
-            self.message(f"{self._title}: {self._steps:,} steps")
+            self.message(f"{self._title}: {self._steps:,} steps; losses, cost and tokens are running means")
         return self
 
     def __exit__(
@@ -156,7 +158,9 @@ class TrainingProgress:
         smoothed = self._smoothed(report)
         self._picture = _Picture(smoothed, self._per_second(_RATE_STEPS), self._seconds_left(report), time.monotonic())
         due = report.step % self._every == 0 or report.step in (1, report.steps)
-        if self._live is None and due:
+        # However slow steps are, a log tells that they are being taken.
+        if self._live is None and (due or report.seconds - self._lined >= _LONGEST_SILENCE):
+            self._lined = report.seconds
             self._line("  ".join(_plain_parts(self._picture)))
 
     def message(self, text: str) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from madtp_cli.report import wording
-from madtp_cli.report.comparison import Row, Tone, budget_line, compare, headline, metric_rows, pruned_name
+from madtp_cli.report.comparison import Row, Tone, budget_line, busy, compare, headline, metric_rows, pruned_name
 from madtp_cli.report.export_tables import print_export
 from madtp_cli.report.printing import attention, cost_sentence, machine, print_facts, print_line, print_table
 from madtp_cli.report.profile_report import print_profile
@@ -59,6 +59,8 @@ def print_run_report(console: Console, result: PruneResult, *, next_command: str
     if verdict:
         print_line(console, verdict, "bold")
     print_table(console, _comparison_table(compare(result.dense, result.pruned, families), pruned_name(result)))
+    if warning := busy(result.dense):
+        print_line(console, warning, "yellow")
     print_table(console, tokens_table(result.layers, console.width, ascii_only=console.options.ascii_only))
     facts = {
         "checkpoint": result.checkpoint or "",

@@ -142,7 +142,10 @@ def test_a_threshold_that_is_hit_does_not_cost_the_file(calls: list[dict[str, An
     [
         (["x", "x"], "x is named twice; name each checkpoint once"),
         (["tests", "./tests/"], "./tests/ is named twice; name each checkpoint once"),
-        (["x", "y", "--recipe", "quickstart"], "profile needs exactly one of CHECKPOINT and --recipe FILE"),
+        (
+            ["x", "y", "--recipe", "quickstart"],
+            "profile needs a CHECKPOINT, or several, or else --recipe FILE",
+        ),
         (["x", "--set", "a=1"], "--set needs --recipe FILE: a checkpoint is profiled as it is"),
         (["x", "--csv", "-", "--json"], "--csv - and --json both want stdout; give --csv a file"),
         (["x", "--csv", "no/a.csv"], f"--csv {Path('no/a.csv')}: there is no folder no; make it first"),

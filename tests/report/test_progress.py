@@ -78,7 +78,7 @@ def test_a_pipe_gets_one_whole_line_per_n_steps() -> None:
             progress.step(report(step))
     found = written(console).splitlines()
     assert [line.split("  ")[0] for line in found] == [
-        "prune: 100 steps",
+        "prune: 100 steps; losses, cost and tokens are running means",
         "step 1/100",
         "step 40/100",
         "step 80/100",
@@ -90,6 +90,17 @@ def test_a_pipe_gets_one_whole_line_per_n_steps() -> None:
     )
     assert "\x1b" not in written(console)
     assert "\r" not in written(console)
+
+
+def test_slow_steps_are_told_of_once_a_minute() -> None:
+    """Steps of 25 s: the first one, then one whenever a minute has passed, the last one."""
+    console = pipe()
+    with TrainingProgress(console, steps=8, title="prune", every=40) as progress:
+        for step in range(1, 9):
+            progress.step(report(step, steps=8, seconds=25.0 * step))
+    assert [line.split("  ")[0] for line in written(console).splitlines()[1:]] == [
+        f"step {step}/8" for step in (1, 4, 7, 8)
+    ]
 
 
 def test_a_run_without_pruning_has_short_lines() -> None:

@@ -248,7 +248,7 @@ def test_a_profile_shows_parts_latencies_and_what_was_not_counted() -> None:
     assert "Not counted: aten::foo" in found
     assert found[-3:] == [
         "kept        37.5% of vision tokens, 100.0% of text tokens, mean over layers",
-        "counted     by analytic, batch size 1, text tokens 12",
+        "counted     by analytic, text tokens 12",
         "run         attention segments on cpu, 2 threads, float32",
     ]
 
