@@ -57,7 +57,10 @@ class Images:
 
 
 def _rgb(image: ImageSource) -> Array:
-    """Return uint8 [H, W, 3]; transparency is dropped, and the colours under it are seen, as in training."""
+    """Return uint8 [H, W, 3]; transparency is dropped, and the colours under it are seen, as in training.
+
+    Raises ValueError for what is no image.
+    """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
@@ -65,8 +68,11 @@ def _rgb(image: ImageSource) -> Array:
                 "and blue, or what is prepared already, float32 [3, H, W]"
             )
         return image
-    opened = image if isinstance(image, Image.Image) else Image.open(image)
-    return np.asarray(opened.convert("RGB"))
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return np.asarray(opened.convert("RGB"))
+    except OSError as error:  # not there, a folder, another kind of file, or cut off
+        raise ValueError(f"{image}: cannot be read as an image ({error}); give a PNG or JPEG file") from error
 
 
 def _middle(pixels: Array, height: int, width: int) -> Array:

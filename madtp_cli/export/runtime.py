@@ -84,6 +84,8 @@ class Model:
         """
         how = self.about["text"]
         if not isinstance(text, str):
+            if isinstance(text, bytes) or not hasattr(text, "__len__"):
+                raise ValueError(f"got {type(text).__name__} for a text; give a string, or its ids")
             if len(text) > how["longest"]:
                 raise ValueError(f"a text has {len(text)} ids, and {self._places()}")
             return list(text)

@@ -238,3 +238,15 @@ def test_arrays_of_another_kind_are_refused(pixels: Any, got: str, tmp_path: Pat
     images = Images(json.loads((tmp_path / "preprocessor_config.json").read_text()))
     with pytest.raises(ValueError, match=re.escape(f"got an array of {got} for an image; give uint8 [H, W, 3]")):
         images.pixels(pixels)
+
+
+def test_files_that_are_no_images_are_refused(tmp_path: Path) -> None:
+    """Missing, a folder, words, and an image cut off: each named, in one line."""
+    image_processor("blip", 32).save_pretrained(tmp_path)
+    images = Images(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    (tmp_path / "words.png").write_text("words", encoding="utf-8")
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
+    for name in ("missing.png", "", "words.png", "cut.png"):
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: cannot be read as an image (")):
+            images.pixels(tmp_path / name)

@@ -192,6 +192,9 @@ def test_a_text_that_is_too_long_says_how_long_it_may_be(tmp_path: Path) -> None
     message = "this model reads at most 8; madtp export --text-tokens makes more"
     with pytest.raises(ValueError, match=f"a text has 9 ids, and {message}"):
         model.answer(*pair, [RED] * 9)
+    for wrong in (b"red", None):
+        with pytest.raises(ValueError, match="for a text; give a string, or its ids"):
+            model.answer(*pair, wrong)
     with pytest.warns(UserWarning, match=message) as told:
         model.answer(*pair, "red " * 7)
     assert "test_runtime" in str(told[0].filename)
