@@ -113,6 +113,15 @@ def test_it_says_how_it_is_called(tmp_path: Path) -> None:
     assert "usage: compress.sh RECIPE OUTPUT [LIMIT...]" in done.stderr
 
 
+@pytest.mark.parametrize("loss", ["2%", "nan", "1.5.5", "-1"])
+def test_a_loss_that_is_no_number_is_refused_before_anything_runs(loss: str, tmp_path: Path) -> None:
+    environment = {**install(tmp_path / "bin", FAKE), "MAX_LOSS": loss}
+    done = compress(tmp_path, environment, "quickstart", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"MAX_LOSS={loss} is no number of points" in done.stderr
+    assert not (tmp_path / "calls").exists()
+
+
 def test_the_commands_of_the_script_exist() -> None:
     found = re.findall(r"^madtp .*?(?= >)", SCRIPT.read_text(encoding="utf-8"), re.M)
     assert len(found) == 2

@@ -170,6 +170,14 @@ def test_images_that_were_left_out_are_counted() -> None:
     assert "3 images were missing or unreadable; their samples were left out." in text
 
 
+def test_times_of_a_busy_machine_are_said_to_be() -> None:
+    """Oracle: the slowest tenth took twice the median."""
+    assert RESULT.dense is not None
+    busy = replace(RESULT, dense=replace(RESULT.dense, latency_p90_ms={"1": 24.0}))
+    assert "The machine was busy: at batch 1 one in ten of the dense model's calls took 2.0 times" in card(busy)
+    assert "busy" not in card()
+
+
 def test_a_missed_budget_stands_out() -> None:
     missed = Budget(target_reduction=0.8, reached_reduction=0.744, met=False)
     text = card(replace(RESULT, budget=missed))

@@ -145,6 +145,17 @@ def test_the_run_report_has_every_line_whole(width: int) -> None:
     assert max(len(line) for line in found[:-1]) <= width
 
 
+def test_a_run_on_a_busy_machine_says_so() -> None:
+    """Oracle: batch 1's slowest tenth took twice the median; without such times nothing is said."""
+    assert RUN.dense is not None
+    target, plain = console(width=120), console(width=120)
+    busy = replace(RUN, dense=replace(RUN.dense, latency_p90_ms={"1": 24.26, "32": 190.0}))
+    print_run_report(target, busy, next_command="")
+    print_run_report(plain, RUN, next_command="")
+    assert "The machine was busy: at batch 1 one in ten" in printed(target)
+    assert "busy" not in printed(plain)
+
+
 def test_the_bars_of_kept_tokens_run_to_the_mean_and_thinner_to_the_largest() -> None:
     target = console(80)
     print_run_report(target, RUN, next_command="")
