@@ -112,6 +112,10 @@ class Spans:
         """Return every sample's number of tokens on the device, [B]."""
         return self._kept("lengths", device, lambda: upload(self.lengths, device))
 
+    def here(self, device: torch.device) -> Tensor:
+        """Return every token's own index, [T]; for spans that lie end to end."""
+        return self._kept("here", device, lambda: torch.arange(self.total, device=device))
+
     def sample_index(self, device: torch.device) -> Tensor:
         """Return the sample that every token belongs to, [T]; for spans that lie end to end."""
         return self._kept(
@@ -130,9 +134,11 @@ class Spans:
         return kept
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum values [T, ...] over each sample: [B, ...]."""
+        """Sum values [T, ...] over each sample: [B, ...]; of a mask, count what is set."""
         if self.uniform:
             return self._rows(values).sum(1)
+        if values.dtype == torch.bool:
+            values = values.long()
         out = values.new_zeros(len(self), *values.shape[1:])
         return out.index_add(0, self.sample_index(values.device), values)
 
@@ -143,6 +149,19 @@ class Spans:
         index = self.sample_index(values.device).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
         out = values.new_zeros(len(self), *values.shape[1:])
         return out.scatter_reduce(0, index, values, "amax", include_self=False)
+
+    def first(self, mask: Tensor) -> Tensor:
+        """Return the index of the first token of every sample that is set in a mask [T]: [B], T where none is."""
+        return self.total - self.max((self.total - self.here(mask.device)) * mask)
+
+    def last(self, mask: Tensor) -> Tensor:
+        """Return the index of the last token of every sample that is set in a mask [T]: [B], 0 where none is."""
+        return self.max(self.here(mask.device) * mask)
+
+    def best(self, values: Tensor) -> Tensor:
+        """Mark the largest of the values [T] of every sample, the first one of equals: [T] bool."""
+        chosen = self.first(values == self.spread(self.max(values)))
+        return self.here(values.device) == self.spread(chosen)
 
     def spread(self, values: Tensor) -> Tensor:
         """Give every token its sample's value: [B, ...] -> [T, ...]."""
@@ -232,6 +251,11 @@ class Tokens:
         chosen = position == 0 if protected is None else protected
         return cls(x, spans, position, torch.ones_like(position), chosen, causal)
 
+    @cached_property
+    def free(self) -> Tensor:
+        """Mark the tokens that a method may drop or merge, [T]."""
+        return ~self.protected
+
     def with_x(self, x: Tensor) -> Tokens:
         """Return the same tokens with new states x [T, C]."""
         return replace(self, x=x)
@@ -286,36 +310,43 @@ def compact(tokens: Tokens, selection: Selection) -> Tokens:
 
     Protected tokens survive unchanged whatever the method asked for; what it folds into one of them is dropped.
     """
-    here = torch.arange(len(tokens.x), device=tokens.x.device)
+    here = tokens.spans.here(tokens.x.device)
     into = torch.where(tokens.protected, here, selection.into)
-    weight = torch.where(tokens.protected, torch.ones_like(selection.weight), selection.weight)
+    weight = selection.weight.masked_fill(tokens.protected, 1.0)
     stays = into == here  # [T]
-    moves = (into >= 0) & ~stays & ~tokens.protected[into]  # [T]
-    count = len(here)
-    receives = stays.new_zeros(count + 1).scatter_(0, torch.where(moves, into, count), torch.ones_like(moves))[:count]
-    merged = stays & (receives | (weight != 1))  # [T] slots that do not simply stay
+    moves = (into >= 0) ^ stays
+    moves &= ~tokens.protected[into]  # [T]
+    received = torch.zeros_like(here).index_add(0, into.clamp_min(0), tokens.size * moves)  # [T] original tokens
+    receives = received > 0
+    merged = (receives | (weight != 1)) & stays  # [T] slots that do not simply stay
+    left = tokens.spans.sum(stays)  # [B]
     members = merged | moves
-    left = tokens.spans.sum(stays.long())  # [B]
     # The one time that the host waits for the device.
     *lengths, slot_count, member_count = torch.cat([left, torch.stack([merged, members]).sum(1)]).tolist()
     slots, changed = _places(stays, sum(lengths)), _places(merged, slot_count)  # [T'], [M]
     parts = _places(members, member_count)  # [F]
 
-    rank = stays.cumsum(0) - 1
-    target = (merged.cumsum(0) - 1)[into[parts]]
+    target = torch.searchsorted(changed, into[parts])  # [F]
     # Not in half precision: hundreds of tokens may be folded into one.
     exact = tokens.x.dtype if tokens.x.element_size() >= 4 else torch.float32
     states = tokens.x.index_select(0, parts).to(exact) * weight[parts, None].to(exact)
     sums = states.new_zeros(slot_count, states.shape[1]).index_add(0, target, states)  # [M, C]
-    x = tokens.x.index_select(0, slots).index_copy(0, rank[changed], sums.to(tokens.x.dtype))  # [T', C]
-    size = tokens.size[slots].index_add(0, rank[into[parts]], tokens.size[parts] * moves[parts])
+    x = tokens.x.index_select(0, slots)  # [T', C]
+    x.index_copy_(0, torch.searchsorted(slots, changed), sums.to(tokens.x.dtype))
+    size = (tokens.size + received)[slots]
     position = tokens.position.masked_fill(receives, -1)[slots]
     return Tokens(x, Spans.of(lengths, left), position, size, tokens.protected[slots], tokens.causal)
 
 
 def _places(mask: Tensor, count: int) -> Tensor:
     """Return where a mask [T] is set, in order: [count], the number being known without asking the device."""
-    # What is not set shares one place behind the end.
+    if mask.device.type == "cpu":  # torch 2.6 has it there only
+        return torch.nonzero_static(mask, size=count).squeeze(1)
+    return scattered_places(mask, count)
+
+
+def scattered_places(mask: Tensor, count: int) -> Tensor:
+    """Return the same by operators of every device: what is not set shares one place behind the end."""
     place = torch.where(mask, mask.cumsum(0) - 1, count)
     here = torch.arange(len(mask), device=mask.device)
     return here.new_empty(count + 1).scatter_(0, place, here)[:count]

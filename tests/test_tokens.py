@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from madtp_cli.tokens import Selection, Spans, Tokens, compact
+from madtp_cli.tokens import Selection, Spans, Tokens, compact, scattered_places
 
 UNIFORM, RAGGED = [4, 4, 4], [3, 1, 5, 3]
 BOTH = pytest.mark.parametrize("lengths", [UNIFORM, RAGGED], ids=["uniform", "ragged"])
@@ -92,6 +92,32 @@ def test_rank_counts_the_better_ones_and_earlier_equals(lengths: list[int]) -> N
         )
 
     assert torch.equal(spans.rank(values), torch.cat(_by_sample(spans, values, rank)))
+
+
+@BOTH
+def test_a_mask_is_counted_and_found_in_every_sample(lengths: list[int]) -> None:
+    """A loop over samples; a sample where nothing is set has T as its first and 0 as its last."""
+    spans = Spans.of(lengths)
+    mask = _values(spans) > 0
+    mask[spans.starts[1] : spans.starts[1] + lengths[1]] = False
+    found = [
+        (mask[start : start + n].nonzero().flatten() + start).tolist()
+        for start, n in zip(spans.starts, lengths, strict=True)
+    ]
+    assert [] in found
+    assert spans.sum(mask).tolist() == [len(places) for places in found]
+    assert spans.first(mask).tolist() == [min(places, default=spans.total) for places in found]
+    assert spans.last(mask).tolist() == [max(places, default=0) for places in found]
+
+
+@BOTH
+def test_the_best_is_the_first_of_the_largest(lengths: list[int]) -> None:
+    """A loop over samples, with equals and with nothing but -inf."""
+    spans = Spans.of(lengths)
+    values = _values(spans).round()
+    values[spans.starts[1] : spans.starts[1] + lengths[1]] = float("-inf")
+    expected = [start + int(v.argmax()) for start, v in zip(spans.starts, values.split(lengths), strict=True)]
+    assert spans.best(values).nonzero().flatten().tolist() == expected
 
 
 @BOTH
@@ -272,3 +298,10 @@ def test_a_slot_that_stays_whole_takes_more_in() -> None:
     assert found.x.squeeze(1).tolist() == [1, 4, 2, 16]
     assert found.position.tolist() == [0, -1, 3, 4]
     assert found.size.tolist() == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+def test_places_are_found_without_asking_the_device(density: float) -> None:
+    """What `nonzero` finds, where the number is known: the way of devices that `compact` does not take on a CPU."""
+    mask = torch.rand(50, generator=torch.Generator().manual_seed(0)) < density
+    assert torch.equal(scattered_places(mask, int(mask.sum())), mask.nonzero().squeeze(1))

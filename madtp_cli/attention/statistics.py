@@ -15,6 +15,9 @@ Summary = Literal["first", "last"]  # the token that stands for its span: a clas
 # of one image of BLIP-B at 384 pixels, never of a batch. Blocks of 3 to 4 MiB, which a core's own cache would hold,
 # took 12% longer where this was measured: their products have few rows, and there are more calls.
 BLOCK_ELEMENTS = 1 << 22
+# Spans whose probabilities are no more than this together share a call; longer ones are read where they lie, one by
+# one, which saves copies of their queries and keys.
+BATCH_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,16 @@ def score_tokens(
     result = q.new_empty(spans, length, heads, v.shape[-1]).transpose(1, 2) if out is None else out
     row = q.new_zeros(spans, heads, length)
     received = torch.zeros(spans, length, device=q.device)
-    batch = max(1, min(spans, BLOCK_ELEMENTS // (heads * length**2)))
+    batch = max(1, min(spans, BATCH_ELEMENTS // (heads * length**2)))
     blocks = -(-heads * length**2 // BLOCK_ELEMENTS)  # of one span; one where `batch` is more than 1
     queries = max(1, -(-length // blocks))
     memory = q.new_empty(batch * heads * queries * length)
     for start in range(0, spans, batch):
         some = slice(start, start + batch)
-        # One head after the other in memory: products of such matrices are the fast ones.
-        q_some, k_some, v_some = (t[some].flatten(0, 1).contiguous() for t in (q, k, v))  # [bH, N, D]
+        # Flattening copies several spans, a head after the other, and leaves one where it lies. Values are copied all
+        # the same: the product with them has few columns and is slower over a stride.
+        q_some, k_some, v_some = (t[some].flatten(0, 1) for t in (q, k, v))  # [bH, N, D]
+        v_some = v_some.contiguous()
         seen = visible.some(some)
         for first in range(0, length, queries):
             block = slice(first, first + queries)

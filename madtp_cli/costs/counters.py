@@ -40,14 +40,13 @@ OUTSIDE_CONVENTION = _names(
 # Views, copies, look-ups, comparisons and integer book-keeping: no arithmetic to count, and not worth a line.
 NO_ARITHMETIC = _names(
     """
-    Int ScalarImplicit alias arange as_strided bitwise_and bitwise_not bitwise_or cat chunk clone contiguous copy detach
-    empty empty_like empty_strided eq expand expand_as fill flatten full full_like gather ge gt index index_copy
-    index_fill index_put index_select lift_fresh local_scalar_dense logical_and logical_not logical_or lt le
-    masked_fill movedim narrow ne new_empty new_full new_ones new_zeros nonzero ones ones_like pad permute repeat
-    repeat_interleave reshape
-    resolve_conj resolve_neg scalar_tensor scatter select size slice split split_with_sizes squeeze stack t to to_copy
-    transpose tril type_as unbind unflatten unsafe_view unsqueeze view where zero zeros zeros_like __and__ __iand__
-    __ior__ __or__
+    Int ScalarImplicit alias arange as_strided bitwise_and bitwise_not bitwise_or bitwise_xor cat chunk clone
+    contiguous copy detach empty empty_like empty_strided eq expand expand_as fill flatten full full_like gather ge
+    gt index index_copy index_fill index_put index_select lift_fresh local_scalar_dense logical_and logical_not
+    logical_or lt le masked_fill movedim narrow ne new_empty new_full new_ones new_zeros nonzero nonzero_static ones
+    ones_like pad permute repeat repeat_interleave reshape resolve_conj resolve_neg scalar_tensor scatter
+    searchsorted select size slice split split_with_sizes squeeze stack t to to_copy transpose tril type_as unbind
+    unflatten unsafe_view unsqueeze view where zero zeros zeros_like __and__ __iand__ __ior__ __or__ __xor__
     """
 )
 

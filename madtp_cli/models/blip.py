@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 from transformers.models.blip.configuration_blip import BlipConfig, BlipVisionConfig
 
 from madtp_cli.attention import Statistics, attend, attend_with_statistics
+from madtp_cli.models.activations import gelu
 from madtp_cli.models.configs import MERGE_FROM
 from madtp_cli.tokens import Spans, Tokens
 

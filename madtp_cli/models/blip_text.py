@@ -12,10 +12,10 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 from transformers.models.blip.configuration_blip import BlipTextConfig
 
 from madtp_cli.attention import Statistics, attend, attend_with_statistics, probabilities
+from madtp_cli.models.activations import gelu
 from madtp_cli.models.tower import part_tokens
 from madtp_cli.tokens import Spans, Tokens, gather
 
@@ -29,9 +29,11 @@ class TextEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, ids: Tensor, spans: Spans, dtype: torch.dtype, *, causal: bool = False) -> Tokens:
-        """Embed packed ids [T]."""
-        position = torch.arange(spans.total, device=ids.device) - spans.spread(spans.start_index(ids.device))
+    def forward(self, ids: Tensor, spans: Spans, dtype: torch.dtype, *, causal: bool = False, first: int = 0) -> Tokens:
+        """Embed packed ids [T]; those that open a span are at the position `first`."""
+        position = torch.arange(first, first + spans.total, device=ids.device) - spans.spread(
+            spans.start_index(ids.device)
+        )
         x = self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings(position))
         return Tokens.pack(x.to(dtype), spans, causal=causal)
 

@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, normalize
+from torch.nn.functional import normalize
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from madtp_cli.attention import Statistics, Summary, attend, attend_with_statistics, probabilities
 from madtp_cli.costs import analytic
 from madtp_cli.errors import SourceError
+from madtp_cli.models.activations import gelu, quick_gelu
 from madtp_cli.models.base import Output, Probe, PrunedModel, passed
 from madtp_cli.models.tower import TowerOutput
 from madtp_cli.tokens import Spans, Tokens, gather
@@ -25,12 +26,6 @@ from madtp_cli.tokens import Spans, Tokens, gather
 Config: TypeAlias = "CLIPVisionConfig | CLIPTextConfig"
 
 LEGACY_EOS = 2  # what HF's oldest CLIP configurations say; the EOT is then the largest id of a text
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """Return x sigmoid(1.702 x), OpenAI's approximation of gelu."""
-    return x * torch.sigmoid(1.702 * x)
-
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "quick_gelu": quick_gelu}
 

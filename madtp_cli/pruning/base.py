@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from madtp_cli.attention import Statistics
@@ -40,8 +39,7 @@ class Pruner(Protocol):
 def keep_share(scores: Tensor, tokens: Tokens, strength: float) -> Tensor:
     """Mark in every sample the same share 1 - strength of its unprotected tokens, the best scores first: [T] bool."""
     scores = scores.masked_fill(tokens.protected, float("-inf"))
-    free = tokens.spans.sum((~tokens.protected).long())  # [B]
-    quota = (free * (1 - strength)).round().clamp_min(1)
+    quota = (tokens.spans.sum(tokens.free) * (1 - strength)).round().clamp_min(1)  # [B]
     return tokens.spans.rank(scores) < tokens.spans.spread(quota)
 
 
@@ -52,19 +50,16 @@ def fuse(keep: Tensor, weight: Tensor, tokens: Tokens) -> Selection:
     A sample in which at most one token would go, or nothing would be kept, stays as it is: a merged token takes a slot,
     so nothing would be saved.
     """
-    spans = tokens.spans
-    free = ~tokens.protected
+    spans, free = tokens.spans, tokens.free
     drop = free & ~keep
-    dropped, kept = spans.sum(torch.stack([drop, free & keep], 1).long()).unbind(1)
-    drop = drop & spans.spread((dropped > 1) & (kept > 0))
+    dropped = spans.sum(drop)  # [B]
+    kept = spans.sum(free) - dropped
+    drop &= spans.spread((dropped > 1) & (kept > 0))
 
-    here = torch.arange(spans.total, device=keep.device)
-    if tokens.causal:
-        slot = spans.max(torch.where(drop, here, 0))  # [B] last dropped index
-    else:
-        slot = spans.total - spans.max(torch.where(drop, spans.total - here, 0))  # [B] first dropped index
-    into = torch.where(drop, spans.spread(slot), here)
-    share = torch.where(drop, _share(torch.where(drop, weight, 0.0), spans), 1.0)
+    stays = ~drop
+    slot = spans.last(drop) if tokens.causal else spans.first(drop)  # [B]
+    into = spans.here(keep.device).where(stays, spans.spread(slot))
+    share = _share(weight.masked_fill(stays, 0.0), spans).masked_fill(stays, 1.0)
     return Selection(into, share)
 
 
@@ -77,7 +72,7 @@ def normalise(scores: Tensor, tokens: Tokens) -> Tensor:
 def _share(scores: Tensor, spans: Spans) -> Tensor:
     """Divide scores [T, ...] by their sum over each sample, where it is not zero."""
     total = spans.sum(scores)
-    return scores / spans.spread(torch.where(total == 0, 1, total))
+    return scores / spans.spread(total.masked_fill(total == 0, 1.0))
 
 
 __all__ = ["Evidence", "Need", "Pruner", "Selection", "Spans", "fuse", "keep_share", "normalise"]

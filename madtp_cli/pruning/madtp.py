@@ -57,19 +57,19 @@ class Madtp:
         assert evidence.guidance is not None
         tokens = evidence.tokens
         with torch.set_grad_enabled(self.merge_gradient and torch.is_grad_enabled()):
-            logits = evidence.guidance.float() * self.scale
+            logits = evidence.guidance.float()
             importance = self.importance(evidence, logits)
         scores = importance.detach()
         if self.tokens == "scheduled":
             return fuse(keep_share(scores, tokens, strength), importance, tokens)
         keep = scores > tokens.spans.spread(self.threshold(scores, logits.detach(), tokens, strength))
-        rank = tokens.spans.rank(scores.masked_fill(tokens.protected, float("-inf")))
+        ranked = scores.masked_fill(tokens.protected, float("-inf"))
         if self.variant == "normalised" or strength > PUBLISHED:
             # A threshold above every score keeps the best token; as published it keeps all, and cost is not monotone.
-            keep |= rank == 0
+            keep |= tokens.spans.best(ranked)
         if self.variant == "released":
-            most = tokens.spans.sum((keep & ~tokens.protected).long()).max()
-            keep = rank < most
+            most = tokens.spans.sum(keep & tokens.free).max()
+            keep = tokens.spans.rank(ranked) < most
             if strength <= PUBLISHED:
                 keep |= most < self.least
         return fuse(keep, importance, tokens)
@@ -79,7 +79,7 @@ class Madtp:
         assert evidence.statistics is not None
         tokens = evidence.tokens
         statistics = evidence.statistics
-        guidance = strongest(logits)
+        guidance = strongest(logits) * self.scale
         if self.variant == "normalised":
             both = normalise(torch.stack([statistics.class_row, statistics.received], 1), tokens).sum(1)
             guidance = tokens.spans.softmax(guidance.masked_fill(tokens.protected, float("-inf")))
@@ -92,7 +92,7 @@ class Madtp:
     def threshold(self, scores: Tensor, logits: Tensor, tokens: Tokens, strength: float) -> Tensor:
         """Return m * theta [B] with theta the least, over alignment tokens, of the scores' softmax-weighted mean."""
         weight = tokens.spans.softmax(
-            (logits / self.temperature).masked_fill(tokens.protected[:, None], float("-inf"))
+            (logits / (self.temperature / self.scale)).masked_fill(tokens.protected[:, None], float("-inf"))
         )  # [T, K]
         theta = tokens.spans.sum(weight * scores[:, None]).amin(-1)  # [B]
         return theta * (strength / (1 - strength))

@@ -15,8 +15,9 @@ from madtp_cli.alignment import alignment_loss
 from madtp_cli.costs.analytic import total
 from madtp_cli.costs.counters import fvcore_macs, torch_macs
 from madtp_cli.errors import SourceError
+from madtp_cli.models.activations import quick_gelu
 from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.clip import ClipForRetrieval, ClipOutput, pack_text, quick_gelu, small_clip_config
+from madtp_cli.models.clip import ClipForRetrieval, ClipOutput, pack_text, small_clip_config
 from madtp_cli.models.spec import PruningSpec
 
 START, EOT, POSITIONS = 28, 29, 14
