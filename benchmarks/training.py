@@ -108,7 +108,7 @@ def large() -> Subject:
         groups=("",) * PAIRS,
         labels=torch.arange(PAIRS) % 2,
     )
-    spec = subjects.pruning(student.config, known.family)
+    spec = subjects.pruning(student.config, known.family, known.layers)
     return Subject(LARGE, student, spec, Nlvr2(nlvr2_scores), batch, LossWeights())
 
 

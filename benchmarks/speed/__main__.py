@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
+import yaml
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from benchmarks.speed import ragged, roofline
 from benchmarks.speed.measure import RaggedRow, Row, time_ragged, time_subject
 from benchmarks.speed.schedule import schedule_for
-from benchmarks.speed.subjects import SUBJECTS, build, check, draw
+from benchmarks.speed.subjects import SUBJECTS, Subject, build, check, draw
 from benchmarks.speed.tables import busy, ragged_table, roofline_table, speed_table
 from madtp_cli import results
 from madtp_cli.costs.latency import Setting
 from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.build import choose_device
 from madtp_cli.errors import MadtpError, UsageError
+from madtp_cli.recipe_sections import Layers, LayersSection
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -47,6 +50,10 @@ def main(
         list[float] | None,
         typer.Option("--reduction", min=0.0, max=1.0, help="Shares of the MACs to save; may be repeated."),
     ] = None,
+    vision_layers: Annotated[
+        str, typer.Option(help="Vision layers that prune: all, none, a range such as 0-3 or a list such as [0, 2, 4].")
+    ] = "all",
+    text_layers: Annotated[str, typer.Option(help="Text layers that prune, in the same words.")] = "all",
     uneven: Annotated[bool, typer.Option("--ragged/--no-ragged", help="Time batches of uneven lengths.")] = True,
     precision: Annotated[Precision, typer.Option(help="Type of weights and activations.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
@@ -60,12 +67,14 @@ def main(
             raise UsageError(f"--model {unknown[0]}: there is no such model; try {' or '.join(SUBJECTS)}")
         if output is not None and not output.absolute().parent.is_dir():
             raise UsageError(f"--json {output}: there is no folder {output.parent} to write it to; make it first")
+        layers = _layers(vision=vision_layers, text=text_layers)
         if threads is not None:
             torch.set_num_threads(threads)
         where = choose_device(device)
         sizes = sorted(set(batches or (1, 32 if where.type == "cuda" else 8)))
         wanted = sorted({share for share in reductions or REDUCTIONS if share})
-        found = run(models or list(SUBJECTS), sizes, wanted, precision, where, seconds, uneven=uneven)
+        subjects = [replace(SUBJECTS[name], layers=layers) for name in models or SUBJECTS]
+        found = run(subjects, sizes, wanted, precision, where, seconds, uneven=uneven)
     except MadtpError as error:
         Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
         raise typer.Exit(error.exit_code) from None
@@ -74,7 +83,7 @@ def main(
 
 
 def run(
-    names: Sequence[str],
+    subjects: Sequence[Subject],
     sizes: Sequence[int],
     wanted: Sequence[float],
     precision: str,
@@ -89,8 +98,7 @@ def run(
     rows: list[Row] = []
     ragged_rows: list[RaggedRow] = []
     rates: dict[str, float] = {}
-    for name in names:
-        subject = SUBJECTS[name]
+    for subject in subjects:
         log.print(f"{subject.title}: building it, choosing its schedules, checking that all candidates agree")
         model = build(subject)
         sample = draw(model, 1, subject.words)
@@ -119,10 +127,24 @@ def run(
     return {
         "versions": results.versions(),
         **{key: value for key, value in asdict(setting(1)).items() if key != "batch_size"},
+        "layers": {subject.title: subject.layers.model_dump(mode="json") for subject in subjects},
         "gmacs_per_second": rates,
         "rows": [asdict(row) for row in rows],
         "ragged": [asdict(row) for row in ragged_rows],
     }
+
+
+def _layers(**written: str) -> LayersSection:
+    """Read which layers prune as a recipe would; raises UsageError for anything else."""
+    found = {}
+    for tower, choice in written.items():
+        try:
+            found[tower] = TypeAdapter(Layers).validate_python(yaml.safe_load(choice))
+        except (ValueError, yaml.YAMLError):
+            raise UsageError(
+                f"--{tower}-layers {choice}: give all, none, a range such as 0-3 or a list such as [0, 2, 4]"
+            ) from None
+    return LayersSection(**found)
 
 
 if __name__ == "__main__":

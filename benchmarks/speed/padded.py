@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_product_attention
+from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_product_attention
 
+from madtp_cli.models.activations import gelu
 from madtp_cli.models.base import PrunedModel
 
 TOKENS_AT_ONCE = 1200

@@ -16,19 +16,23 @@ from madtp_cli.models.base import PrunedModel, towers_of
 from madtp_cli.models.checkpoints import MODELS
 from madtp_cli.models.configs import default_config
 from madtp_cli.models.spec import PruningSpec
+from madtp_cli.recipe import resolve_layers
+from madtp_cli.recipe_sections import LayersSection
 
 Call = Callable[[], Any]
 
 ALIGNMENT_TOKENS, ALIGNMENT_DIM = 100, 768  # as in the recipes
+ALL_LAYERS = LayersSection()
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to time: how it is printed, and its place among the models."""
+    """A model to time: how it is printed, its place among the models, and which of its layers prune."""
 
     title: str
     family: str
     task: str
+    layers: LayersSection = ALL_LAYERS
 
     @property
     def words(self) -> int:
@@ -63,12 +67,18 @@ class Inputs:
         }
 
 
-def pruning(config: Any, family: str) -> PruningSpec:
-    """Prune all layers of both towers, by MADTP's scores, to shares that the strength alone decides."""
+def pruning(config: Any, family: str, layers: LayersSection) -> PruningSpec:
+    """Prune in the given layers, by MADTP's scores, to shares that the strength alone decides.
+
+    Raises RecipeError for a layer that a tower does not have.
+    """
     return PruningSpec(
         method="madtp",
         tokens="scheduled",
-        layers={tower: tuple(range(layers)) for tower, (layers, _) in towers_of(config).items()},
+        layers={
+            tower: resolve_layers(getattr(layers, tower), count, f"--{tower}-layers")
+            for tower, (count, _) in towers_of(config).items()
+        },
         alignment_tokens=ALIGNMENT_TOKENS,
         alignment_dim=ALIGNMENT_DIM,
         projection="per_layer" if family == "clip" else "shared",
@@ -78,7 +88,7 @@ def pruning(config: Any, family: str) -> PruningSpec:
 def build(subject: Subject, config: Any = None) -> PrunedModel:
     """Build a subject, at full size unless a configuration says otherwise; dense, for its strength is 0."""
     config = default_config(subject.family, subject.task) if config is None else config
-    spec = pruning(config, subject.family)
+    spec = pruning(config, subject.family, subject.layers)
     with init_empty_weights():  # drawing them as if to train takes longer than all that is measured
         model = MODELS[subject.family, subject.task](
             config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(family=subject.family)

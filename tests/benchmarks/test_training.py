@@ -25,6 +25,7 @@ from madtp_cli.engine.tally import Tally
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.teacher import CachedTeacher
 from madtp_cli.models.base import PrunedModel
+from madtp_cli.recipe_sections import LayersSection
 from tests.benchmarks.speed.tiny_subjects import WORDS, model_and_inputs
 
 LABELS = torch.tensor([0, 1, 1])
@@ -42,7 +43,7 @@ def tiny() -> tuple[Subject, PrunedModel, Inputs]:
         groups=("", "", ""),
         labels=LABELS,
     )
-    spec = pruning(model.config, "blip")
+    spec = pruning(model.config, "blip", LayersSection())
     return Subject("tiny", model, spec, Nlvr2(nlvr2_scores), batch, LossWeights()), model, inputs
 
 

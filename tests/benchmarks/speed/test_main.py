@@ -73,12 +73,29 @@ def test_a_part_is_run_in_bf16(tmp_path: Path) -> None:
     assert found["ragged"] == []
 
 
+@pytest.mark.usefixtures("small")
+def test_layers_that_prune_can_be_chosen(tmp_path: Path) -> None:
+    """The record names them, the wanted reduction is met all the same, and layers that are not there are refused."""
+    output = tmp_path / "speed.json"
+    chosen = ("--model", "blip-nlvr2", "--batch", "1", "--reduction", "0.3", "--no-ragged", "--seconds", "0")
+    result = typed(*chosen, "--vision-layers", "[0, 1]", "--text-layers", "none", "--json", str(output))
+    assert result.exit_code == 0, result.output
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert found["layers"] == {SUBJECTS["blip-nlvr2"].title: {"vision": [0, 1], "text": "none"}}
+    assert found["rows"][-1]["reduction"] == pytest.approx(0.3, abs=0.05)  # there are 17 tokens an image to choose from
+    result = typed(*chosen, "--vision-layers", "1-3")
+    assert result.exit_code == 3
+    assert "--vision-layers names layer 3, but the model has layers 0 to 2" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--model", "blip"), "--model blip: there is no such model; try blip-nlvr2 or clip-l14"),
         (("--json", "nowhere/at/all.json"), "there is no folder nowhere/at to write it to; make it first"),
         (("--device", "abacus"), "--device abacus cannot be used here"),
+        (("--vision-layers", "a few"), "--vision-layers a few: give all, none, a range such as 0-3 or a list such"),
+        (("--text-layers", "[1"), "--text-layers [1: give all, none, a range such as 0-3 or a list such as [0, 2, 4]"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(words: tuple[str, ...], message: str) -> None:
