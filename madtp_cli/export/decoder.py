@@ -1,6 +1,6 @@
 """BLIP's text decoder as a graph, `decoder`, which caption and vqa share: what follows each word, over what was seen.
 
-It is told the whole text again for every further word, as in models/generation.py, and has no memory of its own.
+It is told the whole text again for every further word: unlike models/generation.py, it has no memory.
 """
 
 from __future__ import annotations
