@@ -19,6 +19,8 @@ from madtp_cli.models.generation import decode, generate, special_id
 from madtp_cli.tokens import Spans, Tokens
 
 LABEL_SMOOTHING = 0.1  # BLIP's decoder computes its loss with it, in training and to rank answers
+# Numbers in the widest tensor of answers that are compared at a time (64 MiB in fp32): a batch's logits would not fit.
+COMPARED_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +103,15 @@ class BlipForVqa(PrunedModel):
         first_words = candidates[spans.start_index(candidates.device) + 1]  # [A]
         # In float32 the probabilities tie as BLIP's do, and ties are broken by topk alone.
         ids = opening.softmax(-1)[:, first_words].topk(min(k, len(lengths)), 1).indices  # [S, k]
-        compared = []
-        # One question at a time: the logits of all compared answers of a batch would not fit.
-        for question, chosen in enumerate(ids.tolist()):
+        text, compared = self.config.text_config, []
+        most = COMPARED_ELEMENTS // max(text.vocab_size, text.intermediate_size)  # tokens
+        for some in Spans.of([sum(lengths[c] for c in row) for row in ids.tolist()]).parts(most):
+            chosen = ids[some].flatten().tolist()
+            index = torch.arange(questions)[some].repeat_interleave(ids.shape[1]).tolist()
             answers, sizes = torch.cat([parts[c] for c in chosen]), [lengths[c] for c in chosen]
-            logits = self._answer_logits(output.questions, answers, sizes, [question] * len(chosen))
+            logits = self._answer_logits(output.questions, answers, sizes, index)
             compared.append(-answer_losses(logits, answers, sizes, label_smoothing=label_smoothing))
-        scores = torch.stack(compared)  # [S, k]
+        scores = torch.cat(compared).unflatten(0, ids.shape)  # [S, k]
         return ids.gather(1, scores.argmax(1, keepdim=True)).squeeze(1), scores, ids
 
     def generate(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from madtp_cli.costs.analytic import total
+from madtp_cli.models import vqa
 from madtp_cli.models.vqa import BlipForVqa, answer_losses
 from tests.models.blip_tiny import (
     DEC,
@@ -167,6 +168,31 @@ def test_ranking_compares_whole_answers(dense: Any) -> None:
         likeliest = torch.stack(openings).argsort(descending=True)
         assert few_ids[row].tolist() == likeliest[:2].tolist()
         assert int(few_best[row]) == int(few_ids[row][few[row].argmax()])
+
+
+@torch.no_grad()
+def test_questions_compared_together_score_as_alone(dense: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five answers of 21 tokens for each of four questions: all at once, two by two, and one after another."""
+    output = dense(**INPUTS)
+    lengths = [3, 5, 4, 3, 6]
+    candidates = torch.cat(texts(lengths, DEC, seed=6))
+    seen: list[int] = []
+    whole = dense._answer_logits
+
+    def noted(questions: Any, answers: Tensor, sizes: list[int], index: list[int]) -> Any:
+        seen.append(len(set(index)))
+        return whole(questions, answers, sizes, index)
+
+    monkeypatch.setattr(dense, "_answer_logits", noted)
+    together = dense.rank(output, candidates, lengths, 5)
+    widest = max(dense.config.text_config.vocab_size, dense.config.text_config.intermediate_size)
+    for tokens, expected in ((42, [2, 2]), (1, [1] * 4)):
+        monkeypatch.setattr(vqa, "COMPARED_ELEMENTS", tokens * widest)
+        parts = dense.rank(output, candidates, lengths, 5)
+        assert seen == [4, *expected]
+        del seen[1:]
+        for ours, theirs in zip(parts, together, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("spec", [DENSE, PRUNED], ids=["dense", "pruned"])
