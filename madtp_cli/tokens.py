@@ -159,7 +159,10 @@ class Spans:
         return self.max(self.here(mask.device) * mask)
 
     def best(self, values: Tensor) -> Tensor:
-        """Mark the largest of the values [T] of every sample, the first one of equals: [T] bool."""
+        """Mark the largest of the values [T] of every sample, the first one of equals: [T] bool.
+
+        None is marked in a sample with a nan.
+        """
         chosen = self.first(values == self.spread(self.max(values)))
         return self.here(values.device) == self.spread(chosen)
 
@@ -298,7 +301,7 @@ class Selection:
     """Where each token goes: `into[j] = j` stays, `into[j] = i` is folded into slot i, -1 is dropped.
 
     into [T] int64, weight [T]: a surviving slot i becomes the sum of weight[j] * x[j] over into[j] = i. Slot i must
-    itself stay.
+    itself stay: to check it would make the host wait for the device, so that a breach goes unnoticed.
     """
 
     into: Tensor

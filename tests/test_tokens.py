@@ -112,12 +112,14 @@ def test_a_mask_is_counted_and_found_in_every_sample(lengths: list[int]) -> None
 
 @BOTH
 def test_the_best_is_the_first_of_the_largest(lengths: list[int]) -> None:
-    """A loop over samples, with equals and with nothing but -inf."""
+    """A loop over samples, with equals and with nothing but -inf; a nan hides its sample's best and no other's."""
     spans = Spans.of(lengths)
     values = _values(spans).round()
     values[spans.starts[1] : spans.starts[1] + lengths[1]] = float("-inf")
     expected = [start + int(v.argmax()) for start, v in zip(spans.starts, values.split(lengths), strict=True)]
     assert spans.best(values).nonzero().flatten().tolist() == expected
+    values[-1] = float("nan")
+    assert spans.best(values).nonzero().flatten().tolist() == expected[:-1]
 
 
 @BOTH

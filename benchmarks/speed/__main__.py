@@ -21,14 +21,15 @@ from rich.console import Console
 
 from benchmarks.speed import ragged, roofline
 from benchmarks.speed.measure import RaggedRow, Row, time_ragged, time_subject
-from benchmarks.speed.schedule import schedule_for
-from benchmarks.speed.subjects import SUBJECTS, Subject, build, check, draw
+from benchmarks.speed.schedule import Schedule, schedule_for
+from benchmarks.speed.subjects import ALL_LAYERS, SUBJECTS, Subject, build, check, draw
 from benchmarks.speed.tables import busy, ragged_table, roofline_table, speed_table
 from madtp_cli import results
 from madtp_cli.costs.latency import Setting
 from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.build import choose_device
 from madtp_cli.errors import MadtpError, UsageError
+from madtp_cli.models.base import PrunedModel
 from madtp_cli.recipe_sections import Layers, LayersSection
 
 Precision = Literal["fp32", "bf16"]
@@ -74,6 +75,9 @@ def main(
         sizes = sorted(set(batches or (1, 32 if where.type == "cuda" else 8)))
         wanted = sorted({share for share in reductions or REDUCTIONS if share})
         subjects = [replace(SUBJECTS[name], layers=layers) for name in models or SUBJECTS]
+        if layers != ALL_LAYERS:
+            chosen = f"vision layers {vision_layers}, text layers {text_layers}"
+            subjects = [replace(subject, title=f"{subject.title}, {chosen}") for subject in subjects]
         found = run(subjects, sizes, wanted, precision, where, seconds, uneven=uneven)
     except MadtpError as error:
         Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
@@ -98,12 +102,11 @@ def run(
     rows: list[Row] = []
     ragged_rows: list[RaggedRow] = []
     rates: dict[str, float] = {}
-    for subject in subjects:
-        log.print(f"{subject.title}: building it, choosing its schedules, checking that all candidates agree")
-        model = build(subject)
-        sample = draw(model, 1, subject.words)
-        schedules = [schedule_for(subject, model, sample, reduction) for reduction in wanted]
-        half = schedule_for(subject, model, sample, RAGGED_REDUCTION) if uneven else None
+    log.print("Building models and choosing their schedules")
+    # All of them, so that what one cannot do is refused before another is timed.
+    prepared = [(subject, *_prepared(subject, wanted, uneven=uneven)) for subject in subjects]
+    for subject, model, schedules, half in prepared:
+        log.print(f"{subject.title}: checking that all candidates agree")
         model = model.to(device)
         check(model, draw(model, 1, subject.words))
         if half:
@@ -132,6 +135,16 @@ def run(
         "rows": [asdict(row) for row in rows],
         "ragged": [asdict(row) for row in ragged_rows],
     }
+
+
+def _prepared(
+    subject: Subject, wanted: Sequence[float], *, uneven: bool
+) -> tuple[PrunedModel, list[Schedule], Schedule | None]:
+    """Build a subject and choose its schedules, the last one for ragged batches; raises UsageError if there is none."""
+    model = build(subject)
+    sample = draw(model, 1, subject.words)
+    schedules = [schedule_for(subject, model, sample, reduction) for reduction in wanted]
+    return model, schedules, schedule_for(subject, model, sample, RAGGED_REDUCTION, uneven=True) if uneven else None
 
 
 def _layers(**written: str) -> LayersSection:

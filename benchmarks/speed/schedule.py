@@ -63,16 +63,27 @@ def cost(model: PrunedModel, thin: PrunedModel, inputs: Inputs, strength: float)
     return Schedule(strength, mean, 1e9 * model.dense_gmacs(output.text_lengths))
 
 
-def schedule_for(subject: Subject, model: PrunedModel, inputs: Inputs, reduction: float) -> Schedule:
-    """Bisect the strength that saves a share of the MACs; raises UsageError if none saves that much."""
+def schedule_for(
+    subject: Subject, model: PrunedModel, inputs: Inputs, reduction: float, *, uneven: bool = False
+) -> Schedule:
+    """Bisect the strength that saves a share of the MACs, for batches of `uneven` lengths or others.
+
+    Raises UsageError if none saves that much.
+    """
     thin = build(subject, thin_config(model.config))
     few = Inputs(inputs.images[: model.images_per_text].cpu().float(), inputs.ids[:1].cpu())
     low, high = 0.0, 1 - 1e-6
     best = cost(model, thin, few, high)
     if best.reduction < reduction:
+        asked, advice = f"--reduction {reduction:g}", "give less, or let more layers prune"
+        if uneven:
+            asked, advice = (
+                f"the reduction of ragged batches, {reduction:g}",
+                "try --no-ragged, or let more layers prune",
+            )
         raise UsageError(
-            f"--reduction {reduction:g}: {subject.title} saves at most {best.reduction:.3f} of its MACs, with "
-            "one token left in every layer; give less"
+            f"{asked}: {subject.title} saves at most {best.reduction:.3f} of its MACs, with one token left in every "
+            f"layer that prunes; {advice}"
         )
     for _ in range(BISECTIONS):
         middle = cost(model, thin, few, (low + high) / 2)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed import hugging_face, padded
 from madtp_cli.costs.published import CALLS
+from madtp_cli.errors import RecipeError, UsageError
 from madtp_cli.models.base import PrunedModel, towers_of
 from madtp_cli.models.checkpoints import MODELS
 from madtp_cli.models.configs import default_config
@@ -70,15 +71,19 @@ class Inputs:
 def pruning(config: Any, family: str, layers: LayersSection) -> PruningSpec:
     """Prune in the given layers, by MADTP's scores, to shares that the strength alone decides.
 
-    Raises RecipeError for a layer that a tower does not have.
+    Raises UsageError for a layer that a tower does not have.
     """
+    try:
+        chosen = {
+            tower: resolve_layers(getattr(layers, tower), count, f"--{tower}-layers")
+            for tower, (count, _) in towers_of(config).items()
+        }
+    except RecipeError as error:
+        raise UsageError(str(error)) from None
     return PruningSpec(
         method="madtp",
         tokens="scheduled",
-        layers={
-            tower: resolve_layers(getattr(layers, tower), count, f"--{tower}-layers")
-            for tower, (count, _) in towers_of(config).items()
-        },
+        layers=chosen,
         alignment_tokens=ALIGNMENT_TOKENS,
         alignment_dim=ALIGNMENT_DIM,
         projection="per_layer" if family == "clip" else "shared",

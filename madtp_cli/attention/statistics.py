@@ -15,8 +15,8 @@ Summary = Literal["first", "last"]  # the token that stands for its span: a clas
 # of one image of BLIP-B at 384 pixels, never of a batch. Blocks of 3 to 4 MiB, which a core's own cache would hold,
 # took 12% longer where this was measured: their products have few rows, and there are more calls.
 BLOCK_ELEMENTS = 1 << 22
-# Spans whose probabilities are no more than this together share a call; longer ones are read where they lie, one by
-# one, which saves copies of their queries and keys.
+# On a CPU, spans whose probabilities are no more than this together share a call; longer ones are read where they lie,
+# one by one, which saves copies of their queries and keys. Elsewhere calls are what costs.
 BATCH_ELEMENTS = 1 << 18
 
 
@@ -71,7 +71,8 @@ def score_tokens(
     result = q.new_empty(spans, length, heads, v.shape[-1]).transpose(1, 2) if out is None else out
     row = q.new_zeros(spans, heads, length)
     received = torch.zeros(spans, length, device=q.device)
-    batch = max(1, min(spans, BATCH_ELEMENTS // (heads * length**2)))
+    most = min(BATCH_ELEMENTS, BLOCK_ELEMENTS) if q.device.type == "cpu" else BLOCK_ELEMENTS
+    batch = max(1, min(spans, most // (heads * length**2)))
     blocks = -(-heads * length**2 // BLOCK_ELEMENTS)  # of one span; one where `batch` is more than 1
     queries = max(1, -(-length // blocks))
     memory = q.new_empty(batch * heads * queries * length)

@@ -48,7 +48,7 @@ class MadtpSelector(nn.Module):
         """
         assert statistics is not None
         method = self.method
-        logits = linear(entering, self.folded, self.bias).float() * method.scale
+        logits = linear(entering, self.folded, self.bias).float()
         logits = logits.unflatten(0, tokens.position.shape)  # [B, N, K]
         free = tokens.free
         scores = self._importance(logits, statistics, free)
@@ -72,7 +72,7 @@ class MadtpSelector(nn.Module):
 
     def _importance(self, logits: Tensor, statistics: Statistics, free: Tensor) -> Tensor:
         """Return TIS [B, N], zero for all but free tokens."""
-        guidance = strongest(logits)
+        guidance = strongest(logits) * self.method.scale
         if self.method.variant == "normalised":
             both = _distribute(statistics.class_row, free) + _distribute(statistics.received, free)
             return (both + guidance.masked_fill(~free, float("-inf")).softmax(1)) / 3
@@ -81,7 +81,8 @@ class MadtpSelector(nn.Module):
 
     def _threshold(self, scores: Tensor, logits: Tensor, free: Tensor) -> Tensor:
         """Return m * theta [B, 1]."""
-        weight = (logits / self.method.temperature).masked_fill(~free[..., None], float("-inf")).softmax(1)  # [B, N, K]
+        heat = logits / (self.method.temperature / self.method.scale)
+        weight = heat.masked_fill(~free[..., None], float("-inf")).softmax(1)  # [B, N, K]
         theta = (scores[:, None] @ weight).amin(-1)  # [B, 1]
         return theta * (self.strength / (1 - self.strength))
 

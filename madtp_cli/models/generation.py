@@ -26,17 +26,19 @@ def decode(
 ) -> Tokens:
     """Run the decoder over packed texts, ids [T], that read the context's one side.
 
-    With a `past`, transformers' cache of the same texts, ids go on where it ends and are added to it. It may be empty;
-    where it is not, they are one for each text. Raises ValueError for more.
+    With a `past`, transformers' cache of the same texts, ids go on where it ends and are added to it. Texts are then
+    equally long; where the cache is not empty, one id of each is new. Raises ValueError for others.
     """
-    spans, blocks = Spans.of(lengths), list[Any](decoder.bert.encoder.layer)
-    before = 0
+    spans, before = Spans.of(lengths), 0
+    blocks: Any = decoder.bert.encoder.layer
     if past is not None:
         before = past.get_seq_length()
-        blocks = [Recalling(block, layer, past) for layer, block in enumerate(blocks)]
+        if not spans.equal or (before and spans.longest > 1):
+            raise ValueError(f"a past of {before} tokens goes on with texts of one length, 1 behind a past: {lengths}")
+        seen = Spans.of([before + spans.longest] * len(spans))
+        blocks = [Recalling(block, layer, past, seen) for layer, block in enumerate(blocks)]
     # A single new token sees all of its text.
-    causal = before == 0 or spans.longest > 1
-    tokens = decoder.bert.embeddings(ids, spans, context.sides[0].x.dtype, causal=causal, first=before)
+    tokens = decoder.bert.embeddings(ids, spans, context.sides[0].x.dtype, causal=before == 0, first=before)
     return run_tower("decoder", blocks, tokens, context).tokens
 
 
@@ -45,12 +47,13 @@ class Recalling:
     """A decoder's block whose new tokens also see the older ones of their text.
 
     past: transformers' cache; keys and values of B texts of L tokens lie there as those of one wide head, [B, 1, L, C],
-    which flattened are spans end to end.
+    which flattened are the spans `seen`, end to end.
     """
 
     block: TextBlock
     layer: int
     past: Any
+    seen: Spans
 
     def attend(self, tokens: Tokens, *, statistics: bool) -> tuple[Tokens, Statistics | None]:
         """Run the self-attention; the decoder does not prune, so that nobody asks for statistics."""
@@ -58,9 +61,8 @@ class Recalling:
         part, texts = self.block.attention.self, len(tokens.spans)
         new = (linear(tokens.x).unflatten(0, (texts, 1, -1)) for linear in (part.key, part.value))  # [B, 1, n, C]
         k, v = self.past.update(*new, self.layer)  # [B, 1, L, C]
-        seen = Spans.of([k.shape[2]] * texts)
         q, k, v = (part.split(t) for t in (part.query(tokens.x), k.flatten(0, 2), v.flatten(0, 2)))
-        out = attend(q, k, v, tokens.spans, seen, causal=tokens.causal).flatten(1)
+        out = attend(q, k, v, tokens.spans, self.seen, causal=tokens.causal).flatten(1)
         return tokens.with_x(self.block.attention.output(out, tokens.x)), None
 
     def finish(self, tokens: Tokens, context: TextContext) -> Tokens:
@@ -97,6 +99,7 @@ def generate(
     samples = torch.arange(len(read.spans), device=read.x.device)
     writer = _writer()(config, decoder, read)
     prompts = torch.tensor(prompt, device=read.x.device).expand(len(samples), -1)
+    # Handed over, because what transformers makes by itself depends on its version.
     ids = writer.generate(prompts, generation_config=search, rows=samples, past_key_values=DynamicCache())
     written = [row[len(prompt) :] for row in ids.tolist()]
     return [row[: row.index(end)] if end in row else row for row in written]

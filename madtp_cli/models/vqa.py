@@ -103,11 +103,12 @@ class BlipForVqa(PrunedModel):
         first_words = candidates[spans.start_index(candidates.device) + 1]  # [A]
         # In float32 the probabilities tie as BLIP's do, and ties are broken by topk alone.
         ids = opening.softmax(-1)[:, first_words].topk(min(k, len(lengths)), 1).indices  # [S, k]
+        rows = ids.tolist()
         text, compared = self.config.text_config, []
         most = COMPARED_ELEMENTS // max(text.vocab_size, text.intermediate_size)  # tokens
-        for some in Spans.of([sum(lengths[c] for c in row) for row in ids.tolist()]).parts(most):
-            chosen = ids[some].flatten().tolist()
-            index = torch.arange(questions)[some].repeat_interleave(ids.shape[1]).tolist()
+        for some in Spans.of([sum(lengths[c] for c in row) for row in rows]).parts(most):
+            chosen = [c for row in rows[some] for c in row]
+            index = [question for question in range(questions)[some] for _ in rows[question]]
             answers, sizes = torch.cat([parts[c] for c in chosen]), [lengths[c] for c in chosen]
             logits = self._answer_logits(output.questions, answers, sizes, index)
             compared.append(-answer_losses(logits, answers, sizes, label_smoothing=label_smoothing))

@@ -162,12 +162,17 @@ def test_keys_may_be_the_first_of_many(backend: Backend) -> None:
 def test_statistics_follow_their_definition(
     spans: Spans, backend: Backend, causal: bool, summary: Summary, grad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sums of method.md section 3 taken one number at a time, whatever the chunks they are computed in."""
+    """The sums of method.md section 3 taken one number at a time, whatever the chunks they are computed in.
+
+    Queries one by one, spans one by one, two at a time (the last alone, if need be), and all at once.
+    """
     q, k, v = _tensors(spans.total, spans.total, spans.total)
     class_row, received = _loop_statistics(q, k, v, spans, causal, summary)
     expected = _loop(q, k, v, spans, spans, causal)
-    for elements in (1, 300, 1 << 20):
-        monkeypatch.setattr(statistics, "BLOCK_ELEMENTS", elements)
+    two = 2 * q.shape[1] * spans.longest**2
+    for block, batch in ((1, 1), (300, 300), (1 << 20, 1), (1 << 20, two), (1 << 20, 1 << 20)):
+        monkeypatch.setattr(statistics, "BLOCK_ELEMENTS", block)
+        monkeypatch.setattr(statistics, "BATCH_ELEMENTS", batch)
         with torch.set_grad_enabled(grad):
             out, found = attend_with_statistics(q.requires_grad_(grad), k, v, spans, causal=causal, summary=summary)
         torch.testing.assert_close(out.detach(), expected)

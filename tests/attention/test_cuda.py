@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from madtp_cli import attention
+from madtp_cli import attention, tokens
 from madtp_cli.attention import Backend, Summary, received, varlen
 from madtp_cli.models.base import Output, initialise, towers_of
 from madtp_cli.models.blip import small_config
@@ -203,6 +203,7 @@ def test_little_is_asked_of_the_device(
     monkeypatch.setattr(varlen, "available", lambda device, dtype: backend == "varlen")
     monkeypatch.setattr(varlen, "_kernel", lambda: waits.leaving_out(kernel))
     monkeypatch.setattr(received, "by_blocks", waits.leaving_out(statistics))
+    monkeypatch.setattr(tokens, "_places", tokens.scattered_places)
     model, inputs = _model(strength, "cpu"), _inputs("cpu")
     with attention.backend(backend), waits, torch.set_grad_enabled(training):
         model(**inputs, learn=training)

@@ -154,6 +154,18 @@ def test_half_precision_keeps_its_inputs_and_outputs(adaptive: str, tmp_path: Pa
     assert {weight.dtype for weight in weights} == {torch.float16}
 
 
+def test_a_program_runs_where_gradients_are_asked_for(adaptive: str, tmp_path: Path) -> None:
+    """PyTorch's default: nothing in the graph is written in place. Outputs are those of inference, with a gradient."""
+    run(adaptive, tmp_path / "out", samples=2)
+    program = torch.export.load(tmp_path / "out" / "model.pt2")
+    assert program.example_inputs is not None
+    args, named = program.example_inputs
+    found = program.module()(*args, **named)[0]
+    assert found.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(found.detach(), program.module()(*args, **named)[0])
+
+
 def test_files_that_disagree_are_not_handed_over(
     adaptive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

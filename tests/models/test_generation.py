@@ -119,8 +119,10 @@ def test_a_decoder_goes_on_where_its_past_ends(dtype: torch.dtype, tolerance: fl
         texts = torch.cat([texts[moved], new[:, None]], 1)
         found = decode(decoder, new, [1] * 4, context, past).x
     assert past.get_seq_length() == 6
-    with pytest.raises(ValueError, match="causal"):
-        decode(decoder, texts.flatten(), [6] * 4, context, past)
+    for refused in ([6] * 4, [1, 2, 1, 1]):
+        with pytest.raises(ValueError, match="a past of 6 tokens goes on with texts of one length, 1 behind a past"):
+            decode(decoder, torch.ones(sum(refused), dtype=torch.long), refused, context, past)
+    assert past.get_seq_length() == 6
 
 
 @torch.no_grad()

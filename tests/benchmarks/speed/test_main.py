@@ -81,11 +81,35 @@ def test_layers_that_prune_can_be_chosen(tmp_path: Path) -> None:
     result = typed(*chosen, "--vision-layers", "[0, 1]", "--text-layers", "none", "--json", str(output))
     assert result.exit_code == 0, result.output
     found = json.loads(output.read_text(encoding="utf-8"))
-    assert found["layers"] == {SUBJECTS["blip-nlvr2"].title: {"vision": [0, 1], "text": "none"}}
+    title = f"{SUBJECTS['blip-nlvr2'].title}, vision layers [0, 1], text layers none"
+    assert found["layers"] == {title: {"vision": [0, 1], "text": "none"}}
+    assert f"{title}, batch 1" in " ".join(result.stdout.split())
     assert found["rows"][-1]["reduction"] == pytest.approx(0.3, abs=0.05)  # there are 17 tokens an image to choose from
-    result = typed(*chosen, "--vision-layers", "1-3")
-    assert result.exit_code == 3
-    assert "--vision-layers names layer 3, but the model has layers 0 to 2" in " ".join(result.stderr.split())
+
+
+@pytest.mark.usefixtures("small")
+def test_what_one_model_cannot_do_is_refused_before_another_is_timed(tmp_path: Path) -> None:
+    """The second model has fewer text layers; and without a layer that prunes nothing can be saved."""
+    both = ("--model", "blip-nlvr2", "--model", "clip-l14", "--batch", "1", "--seconds", "0")
+    for words, message in (
+        (
+            ("--text-layers", "[0, 2]", "--reduction", "0.3"),
+            "--text-layers names layer 2, but the model has layers 0 to 1",
+        ),
+        (
+            ("--vision-layers", "none", "--text-layers", "none"),
+            "--reduction 0.3: BLIP-B NLVR2 @384, vision layers none, text layers none saves at most 0.0",
+        ),
+        (
+            ("--vision-layers", "none", "--text-layers", "none", "--reduction", "0"),
+            "the reduction of ragged batches, 0.3: BLIP-B NLVR2 @384, vision layers none, text layers none saves at most "
+            "0.000 of its MACs, with one token left in every layer that prunes; try --no-ragged, or let more layers prune",
+        ),
+    ):
+        result = typed(*both, *words, "--json", str(tmp_path / "speed.json"))
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+        assert result.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ CONFIGS: dict[str, Any] = {
 
 def tiny(subject: Subject, config: Any = None) -> PrunedModel:
     """Build a tiny model in the place of a subject's, or that of a given configuration."""
-    name = next(name for name, each in SUBJECTS.items() if each.title == subject.title)
+    name = next(name for name, each in SUBJECTS.items() if each.family == subject.family)
     return subjects.build(subject, CONFIGS[name] if config is None else config)
 
 
