@@ -36,6 +36,7 @@ Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REDUCTIONS = (0.3, 0.5, 0.8)
 RAGGED_SAMPLES = 8
+INTERRUPTED = 130  # as a shell says it
 ROOFLINE_SECONDS = 1.0
 RAGGED_REDUCTION = 0.5
 
@@ -82,6 +83,9 @@ def main(
     except MadtpError as error:
         Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
         raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped: what was timed is printed above, and no file was written", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

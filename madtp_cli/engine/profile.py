@@ -156,7 +156,7 @@ def _timed(
             paths = [module.name for module in result.modules]
             shares = time_shares(each.model, paths, samples[name], precision)
             modules = tuple(replace(module, time_share=shares.get(module.name)) for module in result.modules)
-            result = replace(result, modules=modules, dense=_unpruned(result, unpruned[name]))
+            result = replace(result, modules=modules, dense=_unpruned(each, unpruned[name]))
         timed[name] = _Costed(each.model, result)
     return timed
 
@@ -247,12 +247,14 @@ def _side(costed: results.ProfileResult, size_mib: float | None) -> results.Side
     )
 
 
-def _unpruned(costed: results.ProfileResult, speed: results.Speed) -> results.Side:
-    """Make the side of the same model without pruning."""
+def _unpruned(costed: _Costed, speed: results.Speed) -> results.Side:
+    """Make the side of the same model without pruning, which has no use for alignment."""
+    result, alignment = costed.result, costed.model.alignment
+    guiding = 0 if alignment is None else sum(parameter.numel() for parameter in alignment.parameters())
     return results.Side(
         metrics={},
-        gmacs=costed.gmacs.dense,
-        params=costed.params,
-        tokens_kept=dict.fromkeys(costed.tokens_kept, 1.0),
+        gmacs=result.gmacs.dense,
+        params=result.params - guiding,
+        tokens_kept=dict.fromkeys(result.tokens_kept, 1.0),
         **vars(speed),
     )

@@ -335,6 +335,7 @@ def test_several_checkpoints_are_measured_in_one_run(pruned: str, tmp_path: Path
     assert (same.gmacs.dense, same.gmacs.reduction) == (found.gmacs.dense, 0)
     assert found.dense is not None
     assert same.latency_ms == found.dense.latency_ms
+    assert found.dense.params == same.params < found.params  # of which the alignment is the rest
     assert other.dense is not None
     assert other.latency_ms == other.dense.latency_ms != found.dense.latency_ms
     assert [sample.id for sample in other.samples] == [sample.id for sample in found.samples]

@@ -88,6 +88,18 @@ def test_layers_that_prune_can_be_chosen(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_stopped_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "time_subject", stop)
+    result = typed("--model", "blip-nlvr2", "--batch", "1", "--reduction", "0.3", "--no-ragged", "--seconds", "0")
+    assert result.exit_code == 130
+    assert "Roofline" in result.stdout
+    assert "stopped: what was timed is printed above, and no file was written" in " ".join(result.stderr.split())
+
+
+@pytest.mark.usefixtures("small")
 def test_what_one_model_cannot_do_is_refused_before_another_is_timed(tmp_path: Path) -> None:
     """The second model has fewer text layers; and without a layer that prunes nothing can be saved."""
     both = ("--model", "blip-nlvr2", "--model", "clip-l14", "--batch", "1", "--seconds", "0")
@@ -102,8 +114,9 @@ def test_what_one_model_cannot_do_is_refused_before_another_is_timed(tmp_path: P
         ),
         (
             ("--vision-layers", "none", "--text-layers", "none", "--reduction", "0"),
-            "the reduction of ragged batches, 0.3: BLIP-B NLVR2 @384, vision layers none, text layers none saves at most "
-            "0.000 of its MACs, with one token left in every layer that prunes; try --no-ragged, or let more layers prune",
+            "the reduction of ragged batches, 0.3: BLIP-B NLVR2 @384, vision layers none, text layers none saves "
+            "at most 0.000 of its MACs, with one token left in every layer that prunes; try --no-ragged, or let more "
+            "layers prune",
         ),
     ):
         result = typed(*both, *words, "--json", str(tmp_path / "speed.json"))
