@@ -116,6 +116,10 @@ class Spans:
         """Return every token's own index, [T]; for spans that lie end to end."""
         return self._kept("here", device, lambda: torch.arange(self.total, device=device))
 
+    def place(self, device: torch.device) -> Tensor:
+        """Return every token's place in its sample, 0 for the first: [T]; for spans that lie end to end."""
+        return self.here(device) - self.spread(self.start_index(device))
+
     def sample_index(self, device: torch.device) -> Tensor:
         """Return the sample that every token belongs to, [T]; for spans that lie end to end."""
         return self._kept(
@@ -192,7 +196,7 @@ class Spans:
         order = values.argsort(descending=True, stable=True)
         order = order[sample[order].argsort(stable=True)]
         rank = torch.empty_like(order)
-        rank[order] = torch.arange(self.total, device=values.device)
+        rank[order] = self.here(values.device)
         return rank - self.start_index(values.device)[sample]
 
     def pad(self, values: Tensor, fill: float = 0.0) -> Tensor:
@@ -214,7 +218,7 @@ class Spans:
         """
         lengths = self.length_index(device)
         padding = (self.longest - lengths).cumsum(0) - (self.longest - lengths)  # before each sample, [B]
-        return torch.arange(self.total, device=device) + padding.repeat_interleave(lengths, output_size=self.total)
+        return self.here(device) + padding.repeat_interleave(lengths, output_size=self.total)
 
     def rectangle(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return token indices [B, longest] (0 beyond a sample's end) and the mask of real ones."""
@@ -249,8 +253,7 @@ class Tokens:
 
         Unless `protected` [T] says otherwise, the first token of every sample is its class token and is protected.
         """
-        start = spans.start_index(x.device)
-        position = torch.arange(spans.total, device=x.device) - spans.spread(start)
+        position = spans.place(x.device)
         chosen = position == 0 if protected is None else protected
         return cls(x, spans, position, torch.ones_like(position), chosen, causal)
 

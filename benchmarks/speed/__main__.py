@@ -28,7 +28,7 @@ from madtp_cli import results
 from madtp_cli.costs.latency import Setting
 from madtp_cli.engine.attention import attention_used
 from madtp_cli.engine.build import choose_device
-from madtp_cli.errors import MadtpError, UsageError
+from madtp_cli.errors import Interrupted, MadtpError, UsageError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.recipe_sections import Layers, LayersSection
 
@@ -36,7 +36,6 @@ Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REDUCTIONS = (0.3, 0.5, 0.8)
 RAGGED_SAMPLES = 8
-INTERRUPTED = 130  # as a shell says it
 ROOFLINE_SECONDS = 1.0
 RAGGED_REDUCTION = 0.5
 
@@ -85,7 +84,7 @@ def main(
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped: what was timed is printed above, and no file was written", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(Interrupted.exit_code) from None
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -31,9 +31,7 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, ids: Tensor, spans: Spans, dtype: torch.dtype, *, causal: bool = False, first: int = 0) -> Tokens:
         """Embed packed ids [T]; those that open a span are at the position `first`."""
-        position = torch.arange(first, first + spans.total, device=ids.device) - spans.spread(
-            spans.start_index(ids.device)
-        )
+        position = first + spans.place(ids.device)
         x = self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings(position))
         return Tokens.pack(x.to(dtype), spans, causal=causal)
 

@@ -99,6 +99,5 @@ def caption_loss(
     logits [T, V], text [T] and text_lengths as given to `forward`; prompt_length counts [DEC].
     """
     spans = Spans.of(text_lengths)
-    here = torch.arange(spans.total, device=text.device)
-    learned = (here - spans.spread(spans.start_index(text.device)) >= prompt_length).nonzero().squeeze(1)
+    learned = (spans.place(text.device) >= prompt_length).nonzero().squeeze(1)
     return cross_entropy(logits[learned - 1], text[learned], label_smoothing=label_smoothing)

@@ -167,8 +167,7 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, ids: Tensor, spans: Spans, dtype: torch.dtype) -> Tokens:
         """Embed packed ids [T], each text opening with its start token and ending with its EOT, both protected."""
-        here = torch.arange(spans.total, device=ids.device)
-        position = here - spans.spread(spans.start_index(ids.device))
+        here, position = spans.here(ids.device), spans.place(ids.device)
         x = self.token_embedding(ids) + self.position_embedding(position)
         protected = (position == 0) | (here == spans.spread(spans.end_index(ids.device)))
         return Tokens.pack(x.to(dtype), spans, protected, causal=True)
