@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from madtp_cli.engine.evaluate_checkpoint import evaluate_checkpoint
+from madtp_cli.engine.evaluate import evaluate_checkpoint
 from madtp_cli.engine.run import prune
 from madtp_cli.recipe import load_recipe
 

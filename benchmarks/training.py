@@ -30,17 +30,18 @@ from madtp_cli.budget import calibrate
 from madtp_cli.costs.latency import Setting, compare
 from madtp_cli.data.batch import Batch, PairBatch
 from madtp_cli.data.metrics import nlvr2_scores
-from madtp_cli.engine import build
-from madtp_cli.engine.build_data import open_splits
-from madtp_cli.engine.evaluate import mixed
-from madtp_cli.engine.losses import LossWeights
-from madtp_cli.engine.optimizers import make_optimizers
-from madtp_cli.engine.profile_costs import at_strength
-from madtp_cli.engine.step import TrainingStep
-from madtp_cli.engine.tally import Tally
+from madtp_cli.engine.building.data import open_splits
+from madtp_cli.engine.building.model import processor_of, pruning_spec, starting_checkpoint
+from madtp_cli.engine.building.training import loss_weights
+from madtp_cli.engine.evaluation.evaluate import mixed
+from madtp_cli.engine.evaluation.meter import CostMeter
+from madtp_cli.engine.profiling.costs import at_strength
 from madtp_cli.engine.tasks.base import Task
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
-from madtp_cli.engine.teacher import CachedTeacher, Teacher
+from madtp_cli.engine.training.optimizers import make_optimizers
+from madtp_cli.engine.training.settings import LossWeights
+from madtp_cli.engine.training.step import TrainingStep
+from madtp_cli.engine.training.teacher import CachedTeacher, Teacher
 from madtp_cli.models.base import PrunedModel, initialise, towers_of
 from madtp_cli.models.checkpoints import MODELS
 from madtp_cli.models.spec import PruningSpec
@@ -86,12 +87,12 @@ class Row:
 def quickstart() -> Subject:
     """Build what the recipe `quickstart` trains, and its first batch."""
     recipe = load_recipe("quickstart", ["pruning.tokens=scheduled"])
-    checkpoint = build.starting_checkpoint(recipe)
+    checkpoint = starting_checkpoint(recipe)
     assert checkpoint is not None
-    splits = open_splits(recipe, build.processor_of(checkpoint))
-    spec = build.pruning_spec(recipe, checkpoint.config)
+    splits = open_splits(recipe, processor_of(checkpoint))
+    spec = pruning_spec(recipe, checkpoint.config)
     batch = splits.train.batch(0, recipe.training.batch_size)
-    return Subject(QUICKSTART, checkpoint.build(spec), spec, splits.task, batch, build.loss_weights(recipe))
+    return Subject(QUICKSTART, checkpoint.build(spec), spec, splits.task, batch, loss_weights(recipe))
 
 
 def large() -> Subject:
@@ -125,7 +126,7 @@ def strength_for(subject: Subject, reduction: float) -> tuple[float, float]:
     initialise(thin)
 
     def measure(strength: float) -> float:
-        cost = Tally()
+        cost = CostMeter()
         cost.add(student, subject.task.forward(at_strength(thin.eval(), strength), subject.batch, CPU))
         return cost.reduction
 

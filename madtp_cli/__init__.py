@@ -18,6 +18,6 @@ def load(path: str | Path, device: str = "cpu", dtype: Any = None) -> Any:
     errors of `madtp_cli.errors`: SourceError for what is missing or unreadable, UsageError for a device or type.
     """
     # Imported here so that the command line starts without torch.
-    from madtp_cli.engine.build import load as load_checkpoint
+    from madtp_cli.engine.building.model import load as load_checkpoint
 
     return load_checkpoint(path, device=device, dtype=dtype)

@@ -200,19 +200,19 @@ class Spans:
         return rank - self.start_index(values.device)[sample]
 
     def pad(self, values: Tensor, fill: float = 0.0) -> Tensor:
-        """Lay values [T, ...] out as a rectangle [B, longest, ...], `fill` beyond each sample's end."""
+        """Lay values [T, ...] out as a padded batch [B, longest, ...], `fill` beyond each sample's end."""
         if self.uniform:
             return self._rows(values)
-        index, mask = self.rectangle(values.device)
+        index, mask = self.padded_batch(values.device)
         return gather(values, index).masked_fill(~mask.view(*mask.shape, *[1] * (values.dim() - 1)), fill)
 
     def unpad(self, values: Tensor) -> Tensor:
-        """Take what samples have in a rectangle [B, longest, ...] back, end to end: [T, ...]."""
+        """Take what samples have in a padded batch [B, longest, ...] back, end to end: [T, ...]."""
         values = values.flatten(0, 1)
         return values if self.equal else gather(values, self.padded_index(values.device))
 
     def padded_index(self, device: torch.device) -> Tensor:
-        """Return the place of every token, sample after sample, in a flattened rectangle: [T].
+        """Return the place of every token, sample after sample, in a flattened padded batch: [T].
 
         Counted on the host's lengths: to look for them in a mask would make the host wait for a GPU.
         """
@@ -220,7 +220,7 @@ class Spans:
         padding = (self.longest - lengths).cumsum(0) - (self.longest - lengths)  # before each sample, [B]
         return self.here(device) + padding.repeat_interleave(lengths, output_size=self.total)
 
-    def rectangle(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def padded_batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return token indices [B, longest] (0 beyond a sample's end) and the mask of real ones."""
         column = torch.arange(self.longest, device=device)
         mask = column < self.length_index(device)[:, None]

@@ -17,7 +17,7 @@ def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the latency out, where a test asks for something else."""
-    from madtp_cli.engine import finish
+    from madtp_cli.engine.finishing import finish
 
     monkeypatch.setattr(finish, "compare_latency", lambda models, data, normalise, **options: {})
 
@@ -51,7 +51,7 @@ def _time_briefly(patch: pytest.MonkeyPatch) -> None:
     # Imported here: tests of what does not compute need no torch.
     from madtp_cli.costs import latency as costs
     from madtp_cli.engine import run
-    from madtp_cli.engine.finish import Effort
+    from madtp_cli.engine.finishing.finish import Effort
 
     patch.setattr(run, "Effort", partial(Effort, latency_samples=32, latency_seconds=0.0))
     patch.setattr(costs, "VISIT_SECONDS", 0.0)

@@ -125,7 +125,7 @@ def test_the_best_is_the_first_of_the_largest(lengths: list[int]) -> None:
 @BOTH
 @WIDE
 def test_pad_lays_samples_side_by_side(lengths: list[int], shape: tuple[int, ...]) -> None:
-    """A rectangle filled by a loop."""
+    """A padded batch filled by a loop."""
     spans = Spans.of(lengths)
     values = _values(spans, *shape)
     expected = torch.full((len(lengths), max(lengths), *shape), -7.0, dtype=values.dtype)
@@ -136,12 +136,12 @@ def test_pad_lays_samples_side_by_side(lengths: list[int], shape: tuple[int, ...
 
 @pytest.mark.parametrize("lengths", [[3, 3], [2, 5, 1], [1]])
 def test_unpadding_undoes_padding(lengths: list[int]) -> None:
-    """The identity, for numbers and for states; spans elsewhere fill a rectangle in the same way."""
+    """The identity, for numbers and for states; spans elsewhere fill a padded batch in the same way."""
     spans = Spans.of(lengths)
     for values in (torch.arange(float(spans.total)), torch.randn(spans.total, 4)):
         assert torch.equal(spans.unpad(spans.pad(values)), values)
     rows = list(reversed(range(len(lengths))))
-    index, _ = spans.pick(rows).rectangle(torch.device("cpu"))
+    index, _ = spans.pick(rows).padded_batch(torch.device("cpu"))
     expected = [token for row in rows for token in range(spans.starts[row], spans.starts[row] + lengths[row])]
     assert spans.pick(rows).unpad(index).tolist() == expected
 

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from madtp_cli.cli import app
-from madtp_cli.engine import build, smoke
+from madtp_cli.engine.building import model as building_model
+from madtp_cli.engine.building import smoke
 from madtp_cli.models.configs import default_config
 from madtp_cli.recipe import shipped_recipes
 
@@ -41,7 +42,7 @@ def shrunk(family: str, task: str, overrides: Any = None, image_size: int | None
 
 def stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Work in a folder beside the recipes, offline, with empty caches, and take the shrunk models for the real ones."""
-    for module in (build, smoke):
+    for module in (building_model, smoke):
         patch.setattr(module, "default_config", shrunk)
     go_offline(patch, folder)
     (folder / "recipes").symlink_to(ROOT / "recipes")

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from madtp_cli.data.batch import Batch, Split
-from madtp_cli.engine import build_data, run
-from madtp_cli.engine.build_data import Splits
-from madtp_cli.engine.step import StepOutput, TrainingStep
+from madtp_cli.engine import run
+from madtp_cli.engine.building import data as build_data
+from madtp_cli.engine.building.data import Splits
+from madtp_cli.engine.training.step import StepOutput, TrainingStep
 from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe, load_recipe
 from madtp_cli.recipe_yaml import Override

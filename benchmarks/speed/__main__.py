@@ -26,8 +26,8 @@ from benchmarks.speed.subjects import ALL_LAYERS, SUBJECTS, Subject, build, chec
 from benchmarks.speed.tables import busy, ragged_table, roofline_table, speed_table
 from madtp_cli import results
 from madtp_cli.costs.latency import Setting
-from madtp_cli.engine.attention import attention_used
-from madtp_cli.engine.build import choose_device
+from madtp_cli.engine.building.attention import attention_used
+from madtp_cli.engine.building.device import choose_device
 from madtp_cli.errors import Interrupted, MadtpError, UsageError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.recipe_sections import Layers, LayersSection

@@ -20,7 +20,7 @@ from transformers.models.blip.modeling_blip_text import (
 )
 
 from madtp_cli.models.base import PrunedModel
-from madtp_cli.models.blip_text import TwinOutput
+from madtp_cli.models.blip.text import TwinOutput
 from madtp_cli.models.configs import MERGE_FROM
 
 

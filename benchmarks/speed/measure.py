@@ -11,7 +11,7 @@ from benchmarks.speed import ragged
 from benchmarks.speed.schedule import Schedule, compaction_share, with_given_selections
 from benchmarks.speed.subjects import Call, Inputs, Subject, references
 from madtp_cli.costs.latency import Latency, Setting, compare, efficiency
-from madtp_cli.engine.profile_costs import at_strength
+from madtp_cli.engine.profiling.costs import at_strength
 from madtp_cli.models.base import PrunedModel
 
 DENSE, PRUNED, EAGER = "ours dense", "ours pruned", "HF eager"

@@ -1,4 +1,4 @@
-"""The plain reference: the same weights over rectangles [B, N, C] with fused SDPA, nothing pruned, nothing ragged.
+"""The plain reference: the same weights over padded batches [B, N, C] with fused SDPA, nothing pruned, nothing ragged.
 
 It is written for speed alone. On a CPU a tower runs over a few samples at a time, so that every intermediate stays
 small: large tensors are new memory every time, at a page fault per 4 KiB, and are read again from outside the cache.
@@ -117,7 +117,7 @@ def _clip_layer(block: Any, *, causal: bool) -> _PreNormLayer:
 
 
 def vision_layers(model: Any) -> list[_PreNormLayer]:
-    """Return the layers of a model's vision tower, as functions of rectangles."""
+    """Return the layers of a model's vision tower, as functions of padded batches."""
     blocks: Any = model.vision_model.encoder.layers
     if model.family == "clip":
         return [_clip_layer(block, causal=False) for block in blocks]

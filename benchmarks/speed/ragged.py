@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.speed.padded import in_parts, vision_layers
 from benchmarks.speed.subjects import Call
-from madtp_cli.engine.profile_costs import at_strength
+from madtp_cli.engine.profiling.costs import at_strength
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.tokens import Spans, Tokens
 
@@ -59,18 +59,18 @@ def candidates(model: PrunedModel, samples: Ragged, strength: float) -> dict[str
         ALONE: lambda: torch.cat([encode(chosen, each).x for each in single]),
     }
     if not strength:
-        layers, rectangle, mask = vision_layers(model), *_rectangle(samples)
+        layers, padded_batch, mask = vision_layers(model), *_pad(samples)
 
         def padded(x: Tensor, mask: Tensor) -> Tensor:
             for layer in layers:
                 x = layer(x, mask)
             return x
 
-        calls[PADDED] = lambda: in_parts(padded, rectangle.shape[1], rectangle, mask)[mask]
+        calls[PADDED] = lambda: in_parts(padded, padded_batch.shape[1], padded_batch, mask)[mask]
     return calls
 
 
-def _rectangle(samples: Ragged) -> tuple[Tensor, Tensor]:
+def _pad(samples: Ragged) -> tuple[Tensor, Tensor]:
     """Return samples as [B, longest, C] and the mask [B, longest] of what is not padding."""
     parts = samples.x.split(list(samples.lengths))
     x = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)

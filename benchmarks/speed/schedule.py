@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.speed.subjects import Inputs, Subject, build
 from madtp_cli.costs import analytic
-from madtp_cli.engine.profile_costs import at_strength
+from madtp_cli.engine.profiling.costs import at_strength
 from madtp_cli.errors import UsageError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.tower import PruningPlan

@@ -1,7 +1,7 @@
 """Attention inside spans of packed tokens, and the statistics that pruning asks of it.
 
-Shapes: T packed tokens, b spans of a rectangle, N tokens of one span, H heads, D head width. `segments` and `padded`
-lay spans out as rectangles (rectangles.py) and differ in nothing else; `padded` is the tests' oracle. `varlen` reads
+Shapes: T packed tokens, b spans of a padded batch, N tokens of one span, H heads, D head width. `segments` and `padded`
+lay spans out as padded batches (padded.py) and differ in nothing else; `padded` is the tests' oracle. `varlen` reads
 spans as they lie (varlen.py, received.py).
 """
 
@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from madtp_cli.attention import received, varlen
 from madtp_cli.attention.backends import BACKENDS, Backend, backend, backend_in_force, resolve, use_backend
-from madtp_cli.attention.rectangles import Rectangle, lay_out, packed
+from madtp_cli.attention.padded import PaddedBatch, lay_out, packed
 from madtp_cli.attention.statistics import Statistics, Summary, Visible, score_tokens
 from madtp_cli.tokens import Spans, gather
 
@@ -68,7 +68,7 @@ def probabilities(q: Tensor, k: Tensor, queries: Spans, keys: Spans) -> Tensor:
 
     Spans as in `attend`; beyond a key span's end it is 0.
     """
-    index, mask = keys.rectangle(k.device)
+    index, mask = keys.padded_batch(k.device)
     scores = queries.pad(q).transpose(1, 2) @ gather(k, index).permute(0, 2, 3, 1) * q.shape[-1] ** -0.5  # [b, H, n, N]
     if not keys.equal:
         scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
@@ -80,11 +80,11 @@ def _check_packed(spans: Spans, values: Tensor) -> None:
         raise ValueError(f"spans of {len(values)} packed tokens must lie end to end and hold all of them, got {spans}")
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, rectangle: Rectangle, causal: bool) -> Tensor:
-    """Attend on a rectangle without keeping probabilities: [b, H, N, D]."""
-    q, k, v = rectangle.queries.take(q), rectangle.keys.take(k), rectangle.keys.take(v)
+def _attend(q: Tensor, k: Tensor, v: Tensor, padded_batch: PaddedBatch, causal: bool) -> Tensor:
+    """Attend on a padded batch without keeping probabilities: [b, H, N, D]."""
+    q, k, v = padded_batch.queries.take(q), padded_batch.keys.take(k), padded_batch.keys.take(v)
     # Padding lies beyond a span's end, where no token of the span looks in causal attention: it needs no other mask.
-    mask = None if causal or rectangle.keys.mask is None else rectangle.keys.mask[:, None, None]
+    mask = None if causal or padded_batch.keys.mask is None else padded_batch.keys.mask[:, None, None]
     if q.device.type == "cpu" and q.element_size() < 4 and torch.is_grad_enabled():
         # The CPU kernel's backward is several times slower in bf16 than in fp32.
         with torch.autocast("cpu", enabled=False):

@@ -32,7 +32,8 @@ def backend_in_force() -> Backend:
 def resolve(device: torch.device, dtype: torch.dtype) -> Backend:
     """Return what computes attention in this type on this device.
 
-    `auto` is varlen where that can, shares spans out among rectangles on a CPU (as `auto` itself), and pads elsewhere.
+    `auto` is varlen where that can, shares spans out among padded batches on a CPU (as `auto` itself), and pads
+    elsewhere.
     varlen where it cannot, as for what a half-precision run computes in fp32, pads too.
     """
     if _in_force in ("auto", "varlen") and varlen.available(device, dtype):

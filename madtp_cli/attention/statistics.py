@@ -34,7 +34,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Visible:
-    """Who sees whom in a rectangle of b spans: mask [b, N] of real tokens, None if all are; and whether causal."""
+    """Who sees whom in a padded batch of b spans: mask [b, N] of real tokens, None if all are; and whether causal."""
 
     mask: Tensor | None
     causal: bool
@@ -63,7 +63,7 @@ class Visible:
 def score_tokens(
     q: Tensor, k: Tensor, v: Tensor, visible: Visible, out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend within a rectangle block by block: q, k, v [b, H, N, D] -> out [b, H, N, D], class_row, received [b, N].
+    """Attend in a padded batch block by block: q, k, v [b, H, N, D] -> out [b, H, N, D], class_row, received [b, N].
 
     The probabilities of a block give the block's output too; where `out` is given, it is not computed again.
     """

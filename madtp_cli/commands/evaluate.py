@@ -42,8 +42,8 @@ def evaluate(
     changes = options.recipe_changes(settings)
     loaded = None if recipe is None else load_recipe(recipe, changes)
     with open_console(json_output, level) as console:
-        from madtp_cli.engine.attention import use_attention
-        from madtp_cli.engine.evaluate_checkpoint import evaluate_checkpoint
+        from madtp_cli.engine.building.attention import use_attention
+        from madtp_cli.engine.evaluate import evaluate_checkpoint
 
         use_attention(attention, device, precision or "fp32")
         result = evaluate_checkpoint(

@@ -117,7 +117,7 @@ def export(
     try:
         with open_console(json_output, level) as console:
             if hub is not None:
-                from madtp_cli.engine.hub import check_upload
+                from madtp_cli.engine.exporting.hub import check_upload
 
                 check_upload(checkpoint, hub, dry_run=dry_run)  # before minutes of work
             if hub is None or file_format is not None:
@@ -160,7 +160,7 @@ def _send(
     checkpoint: str, hub: str, exported: ExportResult | None, private: bool, dry_run: bool, console: Console
 ) -> HubUpload:
     """Upload a checkpoint, and what was exported from it in a folder named as its format is."""
-    from madtp_cli.engine.hub import upload
+    from madtp_cli.engine.exporting.hub import upload
 
     folders = {} if exported is None else {exported.format: Path(exported.output)}
     return upload(checkpoint, hub, private=private, dry_run=dry_run, console=console, exported=folders)

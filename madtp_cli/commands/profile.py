@@ -20,7 +20,7 @@ from madtp_cli.recipe import Recipe, load_recipe
 from madtp_cli.results import Picture, ProfileResult, Threshold
 
 STDOUT = Path("-")
-DEFAULT_BATCH = 32  # timed beside batch 1 where no size is asked for, as in madtp_cli.engine.latency
+DEFAULT_BATCH = 32  # timed beside batch 1 where no size is asked for, as in madtp_cli.engine.profiling.latency
 
 Models = Annotated[
     list[str] | None,
@@ -140,7 +140,7 @@ def profile(
     where: dict[str, Any] = {"device": device, "precision": precision, "seed": seed}
     loaded = None if recipe is None else load_recipe(recipe, options.recipe_changes(settings))
     with open_console(json_output or csv == STDOUT, level) as console:
-        from madtp_cli.engine.attention import use_attention
+        from madtp_cli.engine.building.attention import use_attention
         from madtp_cli.engine.profile import profile_checkpoint
 
         if batch_size and not timing["latency"]:
@@ -184,7 +184,7 @@ class _OwnSample:
         """Open what is to be drawn, so that it is refused before anything is measured; return how to draw it."""
         if self.folder is None:
             return None
-        from madtp_cli.engine.profile_pictures import open_gallery
+        from madtp_cli.engine.profiling.pictures import open_gallery
 
         source = models[0] if models else None
         gallery = open_gallery(source, recipe, images=self.images, text=self.text, device=device, seed=seed)

@@ -46,7 +46,7 @@ def run(
         loaded = loaded.model_copy(update={"output": f"{loaded.output}-smoke"})
         overwrite = True  # what an earlier smoke run left means nothing
     with open_console(json_output, level) as console:
-        from madtp_cli.engine.attention import use_attention
+        from madtp_cli.engine.building.attention import use_attention
         from madtp_cli.engine.run import finetune, prune
 
         use_attention(attention, device, loaded.training.precision)

@@ -1,1 +1,1 @@
-"""What the commands do: build from a recipe, train, evaluate, profile."""
+"""From a recipe or a checkpoint to results: a file for each command's driver, and the wings that they are made of."""

@@ -1,142 +1,91 @@
-"""Run a model over a data split: metrics, exact cost and kept tokens, per sample."""
+"""`evaluate`: how good a checkpoint is on a split, and what its samples cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
-import torch
+from rich.console import Console
 
-from madtp_cli.data.batch import Batch, Split
-from madtp_cli.engine.tally import Tally
-from madtp_cli.engine.tasks.base import Task
-from madtp_cli.errors import SourceError
-from madtp_cli.models.base import Output, PrunedModel
-from madtp_cli.models.tower import LayerTrace
-
-BATCH = 256  # most samples per forward pass outside training
-
-Keep = Callable[[Batch, Sequence[int], Sequence[bool] | None], None]
-"""Told of a batch what each sample cost, in multiply-adds, and whether its answer is right, if that is known yet."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a run over a split measured; predictions, costs and, where known, `right` are in the order of samples."""
-
-    metrics: Mapping[str, float]
-    cost: Tally
-    records: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-    notes: tuple[str, ...] = ()
-    predictions: Sequence[Any] = ()
-    right: Sequence[bool] = ()
-
-    @property
-    def samples(self) -> int:
-        """How many samples were measured."""
-        return len(self.cost.macs)
+from madtp_cli import results
+from madtp_cli.engine.building.attention import taken_with
+from madtp_cli.engine.building.data import data_notes, open_splits
+from madtp_cli.engine.building.device import choose_device, choose_precision
+from madtp_cli.engine.building.model import check_fits, open_for, processor_of
+from madtp_cli.engine.building.own_recipe import own_recipe
+from madtp_cli.engine.evaluation.evaluate import batch_for, evaluate
+from madtp_cli.errors import SourceError, UsageError
+from madtp_cli.models.checkpoints import open_checkpoint
+from madtp_cli.recipe import Recipe
+from madtp_cli.recipe_yaml import Override
 
 
-def batch_for(training: int) -> int:
-    """Return the samples per forward pass for a model that was trained on batches of so many.
-
-    Without gradients a few times as many fit; without a bound, a large model would run out of memory after training.
-    """
-    return min(BATCH, 4 * training)
-
-
-def mixed(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the autocast of a precision: fp32, bf16 or fp16."""
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()
-
-
-def batches(data: Split[Any], size: int, limit: int | None = None) -> Iterator[Any]:
-    """Cut a split, or its first `limit` samples, into batches; those whose images are all broken are left out."""
-    count = len(data) if limit is None else min(limit, len(data))
-    for start in range(0, count, size):
-        batch = data.batch(start, min(size, count - start))
-        if batch.samples:
-            yield batch
-
-
-@torch.inference_mode()
-def evaluate(
-    model: PrunedModel,
-    task: Task,
-    data: Split[Any],
+def evaluate_checkpoint(
+    checkpoint: str,
     *,
-    batch_size: int,
-    limit: int | None = None,
-    records: bool = False,
-    precision: str = "fp32",
-    final: bool = False,
-    keep: Keep | None = None,
-) -> Evaluation:
-    """Evaluate; with `records`, keep one entry per sample: prediction, logits, cost, tokens per layer.
-
-    `final` adds metrics that are too slow to choose weights by; `keep` sees every batch. Raises SourceError if no
-    sample could be read.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    scorer = task.scorer(model, final=final)
-    tally = Tally()
-    lines: list[dict[str, Any]] = []
-    with mixed(precision, device):
-        for batch in batches(data, batch_size, limit):
-            output = task.forward(model, batch, device)
-            cost = tally.add(model, output)
-            right = scorer.add(batch, output)
-            if keep is not None:
-                keep(batch, cost, right)
-            if records:
-                lines += sample_records(batch, output, cost)
-        _check_any(tally)
-        scores = scorer.scores()
-    for line, prediction, logits in zip(lines, scores.predictions, scores.logits, strict=True) if records else ():
-        line.update(prediction=prediction, logits=logits)
-    model.train(was_training)
-    return Evaluation(scores.metrics, tally, lines, scores.notes, scores.predictions, scores.right)
-
-
-@torch.inference_mode()
-def measure_reduction(
-    model: PrunedModel, task: Task, data: Split[Any], *, batch_size: int, limit: int, strength: float
-) -> float:
-    """Return the reduction that a strength gives on the first `limit` samples of a split."""
-    device = next(model.parameters()).device
-    was_training, before = model.training, model.strength
-    model.eval()
-    model.strength = strength
-    tally = Tally()
-    try:
-        for batch in batches(data, batch_size, limit):
-            tally.add(model, task.forward(model, batch, device))
-    finally:
-        model.strength = before
-        model.train(was_training)
-    _check_any(tally)
-    return tally.reduction
-
-
-def _check_any(tally: Tally) -> None:
-    if not tally.macs:
-        raise SourceError("no sample could be read: every image is missing or broken; see data.max_broken")
-
-
-def sample_records(batch: Batch, output: Output, cost: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield the id of every sample, its gmacs, and the tokens leaving every layer of its towers."""
-    for row, images in enumerate(batch.image_index.view(batch.samples, -1).tolist()):
-        names = ("vision",) if len(images) == 1 else ("vision_left", "vision_right")
-        kept = {name: _leaving(output.vision, image) for name, image in zip(names, images, strict=True)}
-        if output.text:
-            kept["text"] = _leaving(output.text, row)
-        yield {"id": batch.ids[row], "gmacs": cost[row] / 1e9, "tokens_kept": kept}
+    recipe: Recipe | None,
+    split: str,
+    limit: int | None,
+    batch_size: int | None,
+    predictions: Path | None,
+    device: str,
+    precision: str | None,
+    seed: int | None,
+    console: Console,
+    verbosity: int,
+    changes: Sequence[str | Override] = (),
+) -> results.EvaluateResult:
+    """Evaluate a checkpoint on the data of its own recipe, with changes to it, or of another one."""
+    where = choose_device(device)
+    if predictions is not None:
+        _check_writable(predictions)
+    opened = open_checkpoint(checkpoint) if recipe is None else open_for(checkpoint, recipe)
+    recipe = recipe or own_recipe(opened, changes)
+    if opened.task != recipe.task:
+        raise SourceError(
+            f"{checkpoint}: is for {opened.task}, but {recipe.name} is for {recipe.task}; name a recipe for it"
+        )
+    check_fits(opened, recipe)
+    data = open_splits(recipe, processor_of(opened, recipe.model.tokenizer), opened.folder)
+    samples = data.named(split)  # before the task, which may read the training split's answers
+    model = opened.build().to(where)
+    chosen = choose_precision(precision or "fp32", where)
+    found = evaluate(
+        model,
+        data.task,
+        samples,
+        batch_size=batch_size or batch_for(recipe.training.batch_size),
+        limit=limit,
+        records=predictions is not None,
+        precision=chosen,
+        final=True,
+    )
+    for note in (*opened.notes, *found.notes, *data_notes(data)):
+        console.print(note)
+    if predictions is not None:
+        lines = [results.Prediction(**record).to_json() for record in found.records]
+        try:
+            predictions.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--predictions {predictions}: cannot be written: {error.strerror}") from None
+    return results.EvaluateResult(
+        command="evaluate",
+        seed=seed if seed is not None else recipe.training.seed,
+        checkpoint=checkpoint,
+        split=split,
+        samples=found.samples,
+        metrics=found.metrics,
+        gmacs=results.Gmacs(dense=found.cost.dense_gmacs, pruned=found.cost.gmacs, reduction=found.cost.reduction),
+        predictions=None if predictions is None else str(predictions),
+        **taken_with(where, chosen),
+        broken_images=data.broken(),
+    )
 
 
-def _leaving(trace: Sequence[LayerTrace], sample: int) -> list[int]:
-    return [layer.leaving[sample] for layer in trace]
+def _check_writable(path: Path) -> None:
+    """Refuse, before the evaluation and without touching it, a file that cannot be written; raises UsageError."""
+    if path.is_dir():
+        raise UsageError(f"--predictions {path}: is a folder; name a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--predictions {path}: cannot be written; name another file")

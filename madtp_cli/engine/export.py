@@ -13,17 +13,17 @@ import torch
 from rich.console import Console
 
 from madtp_cli import results
-from madtp_cli.engine import build
-from madtp_cli.engine.export_answers import ANSWERED, answers, scored
-from madtp_cli.engine.export_folder import answering, task_of
-from madtp_cli.engine.export_job import Job
-from madtp_cli.engine.export_verdict import Tolerance, check_loss, judged
-from madtp_cli.engine.output import OutputFolder
-from madtp_cli.engine.profile_costs import at_strength
-from madtp_cli.engine.profile_subject import Subject, open_subject
-from madtp_cli.engine.samples import check_text_tokens, fit_samples, spread_samples
+from madtp_cli.engine.building.model import processor_of
+from madtp_cli.engine.evaluation.samples import check_text_tokens, fit_samples, spread_samples
+from madtp_cli.engine.exporting.answers import ANSWERED, answers, scored
+from madtp_cli.engine.exporting.folder import answering, task_of
+from madtp_cli.engine.exporting.job import Job
+from madtp_cli.engine.exporting.verdict import Tolerance, check_loss, judged
+from madtp_cli.engine.profiling.costs import at_strength
+from madtp_cli.engine.profiling.subject import Subject, open_subject
 from madtp_cli.engine.tasks.caption import Caption
 from madtp_cli.engine.tasks.vqa import Vqa
+from madtp_cli.engine.training.output import OutputFolder
 from madtp_cli.errors import UsageError
 from madtp_cli.export import onnx
 from madtp_cli.export.calibration import calibrate, macs_of
@@ -87,7 +87,7 @@ def export_checkpoint(checkpoint: str, options: Options, *, seed: int | None, co
     folder.check(resume=False, overwrite=options.overwrite)
     opened = open_checkpoint(checkpoint)
     subject = open_subject(checkpoint, None, random_init=False, runs=True, seed=seed, console=console)
-    processor = build.processor_of(opened)
+    processor = processor_of(opened)
     job = _job(subject, options, console)
     measured: list[_Measured] = []
 

@@ -12,13 +12,14 @@ from rich.console import Console
 from madtp_cli import results
 from madtp_cli.costs import analytic, published
 from madtp_cli.data.batch import Batch
-from madtp_cli.engine import build, passes
-from madtp_cli.engine.attention import taken_with
-from madtp_cli.engine.latency import BATCH_SIZES, SAMPLES
-from madtp_cli.engine.profile_costs import Costs, count, dense_costs, gmacs_of, module_costs
-from madtp_cli.engine.profile_subject import Subject, open_subject
-from madtp_cli.engine.profile_time import BASELINE, SECONDS, measure_speeds, time_shares
-from madtp_cli.engine.samples import check_text_tokens, fit_samples, spread_samples
+from madtp_cli.engine.building.attention import taken_with
+from madtp_cli.engine.building.device import choose_device, choose_precision
+from madtp_cli.engine.evaluation.samples import check_text_tokens, fit_samples, spread_samples
+from madtp_cli.engine.profiling import passes
+from madtp_cli.engine.profiling.costs import Costs, count, dense_costs, gmacs_of, module_costs
+from madtp_cli.engine.profiling.latency import BATCH_SIZES, SAMPLES
+from madtp_cli.engine.profiling.subject import Subject, open_subject
+from madtp_cli.engine.profiling.time import BASELINE, SECONDS, measure_speeds, time_shares
 from madtp_cli.errors import UsageError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
@@ -63,8 +64,8 @@ def profile_checkpoint(
     """
     if convention == "published" and counter != "analytic":
         raise UsageError(f"--convention published is put together by arithmetic, not by {counter}; remove --counter")
-    where = build.choose_device(device)
-    chosen = build.choose_precision(precision or "fp32", where)
+    where = choose_device(device)
+    chosen = choose_precision(precision or "fp32", where)
     runs = latency or baseline is not None or bool(others) or counter != "analytic"
     subject = open_subject(checkpoint, recipe, random_init=random_init, runs=runs, seed=seed, console=console)
     first = subject.model if subject.weightless else subject.model.to(where)

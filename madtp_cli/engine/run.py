@@ -12,15 +12,26 @@ from rich.console import Console
 
 from madtp_cli import results
 from madtp_cli.budget import BudgetController, calibrate, reachable
-from madtp_cli.engine import build
-from madtp_cli.engine.build_data import Splits, open_splits
-from madtp_cli.engine.evaluate import batch_for, measure_reduction
-from madtp_cli.engine.finish import SMOKE, Effort, Finished, Subject, finish, round_weights
-from madtp_cli.engine.fit import FitSettings, Job, Run, fit, make_accelerator
-from madtp_cli.engine.output import OutputFolder
-from madtp_cli.engine.smoke import random_checkpoint, smoke_recipe
-from madtp_cli.engine.step import TrainingStep
-from madtp_cli.engine.teacher import CachedTeacher, Teacher
+from madtp_cli.engine.building.data import Splits, open_splits
+from madtp_cli.engine.building.device import choose_device
+from madtp_cli.engine.building.model import (
+    check_fits,
+    fresh_model,
+    fresh_processor,
+    processor_of,
+    pruning_spec,
+    starting_checkpoint,
+    with_pruning_of,
+)
+from madtp_cli.engine.building.smoke import random_checkpoint, smoke_recipe
+from madtp_cli.engine.building.training import auxiliary_heads, fit_settings, identity_of, loss_weights
+from madtp_cli.engine.evaluation.evaluate import batch_for, measure_reduction
+from madtp_cli.engine.finishing.finish import SMOKE, Effort, Finished, Subject, finish, round_weights
+from madtp_cli.engine.training.fit import Job, Run, fit, make_accelerator
+from madtp_cli.engine.training.output import OutputFolder
+from madtp_cli.engine.training.settings import FitSettings
+from madtp_cli.engine.training.step import TrainingStep
+from madtp_cli.engine.training.teacher import CachedTeacher, Teacher
 from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint
@@ -58,7 +69,7 @@ def _run(
     smoke: bool = False,
 ) -> results.PruneResult:
     began = time.monotonic()
-    where = build.choose_device(device)
+    where = choose_device(device)
     output = OutputFolder(Path(recipe.output))
     output.check(resume=resume, overwrite=overwrite)
     effort = SMOKE if smoke else Effort()
@@ -71,7 +82,7 @@ def _run(
     splits.open()
     for note in (*(source.notes if source else ()), *splits.notes):
         console.print(note)
-    settings = build.fit_settings(recipe, where, len(splits.train), resumable=not smoke)
+    settings = fit_settings(recipe, where, len(splits.train), resumable=not smoke)
     accelerator = make_accelerator(settings, where)
     subject = _subject(command, recipe, source, processor).to(where)
     step = _step(recipe, subject, splits)
@@ -87,7 +98,7 @@ def _run(
         settings=settings,
         controller=None if goal is None else BudgetController(goal, recipe.training.ramp),
         folder=output.work,
-        identity=build.identity_of(recipe, command),
+        identity=identity_of(recipe, command),
     )
     if smoke:
         subject.student.strength = SMOKE_STRENGTH
@@ -154,15 +165,15 @@ def _held(recipe: Recipe, source: Checkpoint | None) -> Recipe:
             f"{recipe.where('pruning.strength')}: pruning.strength is null, and finetune needs one to hold; set it, or "
             "set pruning.method: none to train a dense model, or let madtp prune find it"
         )
-    return build.with_pruning_of(recipe, source.spec)
+    return with_pruning_of(recipe, source.spec)
 
 
 def _source(recipe: Recipe) -> tuple[Checkpoint | None, Processor]:
     """Open what the recipe starts from, and what prepares its inputs: a fault in it must not wait for the end."""
-    source = build.starting_checkpoint(recipe)
+    source = starting_checkpoint(recipe)
     if source is None:
-        return None, build.fresh_processor(recipe)
-    return source, build.processor_of(source, recipe.model.tokenizer)
+        return None, fresh_processor(recipe)
+    return source, processor_of(source, recipe.model.tokenizer)
 
 
 def _subject(command: str, recipe: Recipe, source: Checkpoint | None, processor: Processor) -> Subject:
@@ -174,8 +185,8 @@ def _subject(command: str, recipe: Recipe, source: Checkpoint | None, processor:
                 f"{recipe.where(key)}: {key} needs a trained model to prune, and model.checkpoint names none; train a "
                 "dense one first, then give it with --checkpoint"
             )
-        return Subject(build.fresh_model(recipe), None, PruningSpec(), None, processor)
-    build.check_fits(source, recipe)
+        return Subject(fresh_model(recipe), None, PruningSpec(), None, processor)
+    check_fits(source, recipe)
     if command == "prune" and source.started_from is not None:
         raise SourceError(
             f"{recipe.model.checkpoint}: its tensors are for {source.started_from} and were never trained for "
@@ -193,7 +204,7 @@ def _subject(command: str, recipe: Recipe, source: Checkpoint | None, processor:
             f"{recipe.model.checkpoint}: is pruned already, and prune compares with a dense model and learns from it; "
             "start from the dense checkpoint it was made of, or train it further with madtp finetune"
         )
-    spec = build.pruning_spec(recipe, source.config)
+    spec = pruning_spec(recipe, source.config)
     guided = bool(recipe.training.teacher and recipe.distillation.guidance)
     torch.manual_seed(recipe.training.seed)
     student = source.build(spec, merge_gradient=not guided)
@@ -206,8 +217,8 @@ def _step(recipe: Recipe, subject: Subject, splits: Splits) -> TrainingStep:
         splits.task,
         subject.student,
         subject.dense if recipe.training.teacher else None,
-        build.auxiliary_heads(recipe, subject.student),
-        build.loss_weights(recipe),
+        auxiliary_heads(recipe, subject.student),
+        loss_weights(recipe),
         guided_layers=_guided_layers(subject.student),
         guidance_scale=_guidance_scale(subject.student),
     )

@@ -12,7 +12,7 @@ from madtp_cli.export.decoder import decoder_graph, follow, openings, side_by_si
 from madtp_cli.export.encoders import ImageEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, text_axes, traced
 from madtp_cli.export.schedule import Form, cuts
-from madtp_cli.models.caption import BlipForCaption
+from madtp_cli.models.blip.caption import BlipForCaption
 
 OUTPUTS = ("states", "states_lengths", "vision_kept", "vision_positions")
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from madtp_cli.data.batch import Batch
 from madtp_cli.export.graphs import is_kept
-from madtp_cli.export.rectangles import NOTHING
+from madtp_cli.export.padded import NOTHING
 
 SIZES = (1, 1, 2, 4)
 """Samples per call, in turn, of a file that takes any number: one alone as often as in company."""

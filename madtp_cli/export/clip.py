@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 from madtp_cli.data.batch import Batch, RetrievalBatch
 from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, example_text, pad_text, text_axes, traced
-from madtp_cli.export.rectangles import Rectangle
+from madtp_cli.export.padded import PaddedBatch
 from madtp_cli.export.schedule import Form, cuts
-from madtp_cli.models.clip import ClipForRetrieval
+from madtp_cli.models.clip.model import ClipForRetrieval
 
 IMAGE_OUTPUTS = ("image_embeds", "vision_kept", "vision_positions")
 TEXT_OUTPUTS = ("text_embeds", "text_kept", "text_positions")
@@ -50,7 +50,7 @@ class TextGraph(nn.Module):
         return embeds, read.kept, read.tokens.position
 
 
-def _last(tokens: Rectangle) -> Tensor:
+def _last(tokens: PaddedBatch) -> Tensor:
     """Return the last token of every sample, [B, C]."""
     index = (tokens.lengths - 1)[:, None, None].expand(-1, -1, tokens.x.shape[2])
     return tokens.x.gather(1, index).squeeze(1)

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from madtp_cli.data.batch import Batch
 from madtp_cli.export.graphs import Axis, Call, Graph
-from madtp_cli.export.rectangles import Rectangle
+from madtp_cli.export.padded import PaddedBatch
 from madtp_cli.export.schedule import Form, cuts
 from madtp_cli.export.towers import Tower
 
@@ -39,8 +39,8 @@ class DecoderGraph(nn.Module):
         Ids behind a text's end change nothing before it.
         """
         x = self.embeddings.word_embeddings(ids) + self.embeddings.position_embeddings.weight[: ids.shape[1]]
-        words = replace(Rectangle.of(self.embeddings.LayerNorm(x)), causal=True)
-        side = Rectangle.of_lengths(states.to(words.flat.dtype), states_lengths)
+        words = replace(PaddedBatch.of(self.embeddings.LayerNorm(x)), causal=True)
+        side = PaddedBatch.of_lengths(states.to(words.flat.dtype), states_lengths)
         return (self.head(self.tower(words, [side]).tokens.flat).unflatten(0, ids.shape),)
 
 

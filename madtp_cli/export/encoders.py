@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madtp_cli.export.rectangles import Cut, Rectangle
+from madtp_cli.export.padded import Cut, PaddedBatch
 from madtp_cli.export.towers import Tower, TowerResult
-from madtp_cli.models import blip, blip_text, clip
 from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.blip import text as blip_text
+from madtp_cli.models.blip import vision as blip
+from madtp_cli.models.clip import model as clip
 
 
 class ImageEncoder(nn.Module):
@@ -47,26 +49,26 @@ class TextEncoder(nn.Module):
         self.last_norm = text.final_layer_norm if clips else nn.Identity()
         self.causal = causal
 
-    def forward(self, text: Tensor, lengths: Tensor, sides: Sequence[Rectangle] = ()) -> TowerResult:
+    def forward(self, text: Tensor, lengths: Tensor, sides: Sequence[PaddedBatch] = ()) -> TowerResult:
         """Read texts [B, L], of which lengths [B] ids count, over the sides, one sample each per text."""
         found: TowerResult = self.tower(embed_text(self.embeddings, text, lengths, causal=self.causal), sides)
         return replace(found, tokens=found.tokens.with_flat(self.last_norm(found.tokens.flat)))
 
 
-def embed_images(embeddings: nn.Module, images: Tensor) -> Rectangle:
+def embed_images(embeddings: nn.Module, images: Tensor) -> PaddedBatch:
     """Embed normalised images [I, 3, H, W] float32: class token first, then the patches."""
     convolution: Any = embeddings.patch_embedding
     patches = convolution(images.to(convolution.weight.dtype)).flatten(2).transpose(1, 2)  # [I, N, C]
     first, places = _IMAGE_PARTS[type(embeddings)](embeddings)
-    return Rectangle.of(torch.cat([first.expand(patches.shape[0], -1, -1), patches], 1) + places)
+    return PaddedBatch.of(torch.cat([first.expand(patches.shape[0], -1, -1), patches], 1) + places)
 
 
-def embed_text(embeddings: nn.Module, text: Tensor, lengths: Tensor, *, causal: bool = False) -> Rectangle:
+def embed_text(embeddings: nn.Module, text: Tensor, lengths: Tensor, *, causal: bool = False) -> PaddedBatch:
     """Embed texts [B, L], of which lengths [B] ids count."""
     words, places, norm = _TEXT_PARTS[type(embeddings)](embeddings)
     x = norm(words(text) + places.weight[: text.shape[1]])
     clips = isinstance(embeddings, clip.TextEmbeddings)
-    return Rectangle.of_lengths(x, lengths, ends=clips, causal=causal or clips)
+    return PaddedBatch.of_lengths(x, lengths, ends=clips, causal=causal or clips)
 
 
 _IMAGE_PARTS: Mapping[type[nn.Module], Callable[[Any], tuple[Tensor, Tensor]]] = {

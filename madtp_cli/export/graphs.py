@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.rectangles import NOTHING
+from madtp_cli.export.padded import NOTHING
 from madtp_cli.export.schedule import Form
 from madtp_cli.models.tower import LayerTrace
 

@@ -20,7 +20,7 @@ from madtp_cli.export.graphs import (
     traced,
 )
 from madtp_cli.export.schedule import Form, cuts
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.blip.nlvr import BlipForNlvr
 
 OUTPUTS = ("logits", "vision_kept", "text_kept", "vision_positions", "text_positions")
 

@@ -22,10 +22,10 @@ from madtp_cli.export.graphs import (
     text_axes,
     traced,
 )
-from madtp_cli.export.rectangles import Rectangle
+from madtp_cli.export.padded import PaddedBatch
 from madtp_cli.export.schedule import Form, cuts
-from madtp_cli.models.generation import special_id
-from madtp_cli.models.retrieval import BlipForRetrieval
+from madtp_cli.models.blip.retrieval import BlipForRetrieval
+from madtp_cli.models.configs import special_id
 
 IMAGE_OUTPUTS = ("image_embeds", "states", "states_lengths", "vision_kept", "vision_positions")
 TEXT_OUTPUTS = ("text_embeds", "text_kept", "text_positions")
@@ -77,7 +77,7 @@ class MatchGraph(nn.Module):
         The texts are those of `text`: [ENC] takes the place of their opening [CLS] here.
         """
         opened = torch.where(torch.arange(text.shape[1], device=text.device) == 0, self.opens, text)
-        side = Rectangle.of_lengths(states.to(self.head.weight.dtype), states_lengths)
+        side = PaddedBatch.of_lengths(states.to(self.head.weight.dtype), states_lengths)
         read = self.encoder(opened, text_lengths, [side])
         return self.head(read.tokens.x[:, 0]).float(), read.kept, read.tokens.position
 

@@ -1,4 +1,4 @@
-"""What is known of every pruned layer before a graph runs: how many tokens stay, and how wide rectangles get.
+"""What is known of every pruned layer before a graph runs: how many tokens stay, and how wide padded batches get.
 
 An image always has the same number of tokens, so that a scheduled model's images shrink by plan. An adaptive model's
 shrink by what is in them, and texts by how long they are; there a graph counts, unless the mode is static.
@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from madtp_cli.export.rectangles import Cut
+from madtp_cli.export.padded import Cut
 from madtp_cli.models.base import PrunedModel, prunes
 from madtp_cli.pruning import Madtp
 

@@ -1,4 +1,4 @@
-"""Which tokens of a rectangle a method keeps: pruning/madtp.py and pruning/random.py, word for word, as tensors [B, N].
+"""Which tokens of a padded batch a method keeps: pruning/madtp.py and random.py, word for word, as tensors [B, N].
 
 A selector is built for one layer, so that whatever does not depend on the input is a constant of the graph: the folded
 alignment tokens, the strength, the random draw.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from madtp_cli.alignment import strongest
-from madtp_cli.export.rectangles import Cut, Rectangle, Statistics, rank
+from madtp_cli.export.padded import Cut, PaddedBatch, Statistics, rank
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.pruning import Madtp, Random
 from madtp_cli.pruning.madtp import PUBLISHED
@@ -40,7 +40,7 @@ class MadtpSelector(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
     def forward(
-        self, entering: Tensor, tokens: Rectangle, statistics: Statistics | None, cut: Cut
+        self, entering: Tensor, tokens: PaddedBatch, statistics: Statistics | None, cut: Cut
     ) -> tuple[Tensor, Tensor]:
         """Return which free tokens to keep and the weight by which the others merge, both [B, N].
 
@@ -101,7 +101,7 @@ class RandomSelector(nn.Module):
         self.register_buffer("draw", model.plan.pruner.draw(layer, torch.device("cpu")), persistent=False)
 
     def forward(
-        self, entering: Tensor, tokens: Rectangle, statistics: Statistics | None, cut: Cut
+        self, entering: Tensor, tokens: PaddedBatch, statistics: Statistics | None, cut: Cut
     ) -> tuple[Tensor, Tensor]:
         """Return which free tokens to keep and the weight by which the others merge, both [B, N]."""
         free = tokens.free

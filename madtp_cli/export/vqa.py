@@ -12,7 +12,7 @@ from madtp_cli.export.decoder import decoder_graph, follow, openings, side_by_si
 from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, example_text, pad_text, text_axes, traced
 from madtp_cli.export.schedule import Form, cuts
-from madtp_cli.models.vqa import BlipForVqa
+from madtp_cli.models.blip.vqa import BlipForVqa
 
 OUTPUTS = (
     "states",

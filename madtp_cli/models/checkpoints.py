@@ -17,19 +17,20 @@ from transformers.models.blip.configuration_blip import BlipConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models import layouts, tasks
+from madtp_cli.models import layouts
 from madtp_cli.models.base import PrunedModel, towers_of
-from madtp_cli.models.caption import BlipForCaption
-from madtp_cli.models.clip import ClipForRetrieval
+from madtp_cli.models.blip import tasks
+from madtp_cli.models.blip.caption import BlipForCaption
+from madtp_cli.models.blip.nlvr import BlipForNlvr
+from madtp_cli.models.blip.retrieval import TEMPERATURE as CONTRAST
+from madtp_cli.models.blip.retrieval import BlipForRetrieval
+from madtp_cli.models.blip.vqa import BlipForVqa
+from madtp_cli.models.clip.model import ClipForRetrieval
 from madtp_cli.models.configs import MERGE_FROM, adjust, check_config, read_config
 from madtp_cli.models.fetch import SUFFIXES, Fetched, fetch
 from madtp_cli.models.filling import fill
 from madtp_cli.models.layouts import TIED, Layout
-from madtp_cli.models.nlvr import BlipForNlvr
-from madtp_cli.models.retrieval import TEMPERATURE as CONTRAST
-from madtp_cli.models.retrieval import BlipForRetrieval
 from madtp_cli.models.spec import PruningSpec
-from madtp_cli.models.vqa import BlipForVqa
 from madtp_cli.models.weights import WEIGHTS as WEIGHTS
 from madtp_cli.models.weights import one_line, read_file, read_folder, read_json, save
 

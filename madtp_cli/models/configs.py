@@ -14,7 +14,7 @@ from transformers.models.blip.configuration_blip import BlipConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.clip import ACTIVATIONS
+from madtp_cli.models.clip.model import ACTIVATIONS
 from madtp_cli.models.layouts import Found, position_key
 
 HEAD_WIDTH = 64
@@ -274,3 +274,14 @@ def _multiples(size: int, patch: int) -> str:
 
 def _merge_layer(number: int) -> str:
     return f"text_encoder.encoder.layer.{number}.crossattention.output.merge_layer.weight"
+
+
+def special_id(config: Any, name: str) -> int:
+    """Return the id of a special token; raises SourceError if the text configuration does not say it."""
+    found = getattr(config, name, None)
+    if not isinstance(found, int):
+        key = {"bos_token_id": "dec_token_id"}.get(name, name)
+        raise SourceError(
+            f"the checkpoint's text configuration: {name} is {found}; try model.config: {{{key}: the token's id}}"
+        )
+    return found

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.clip import LEGACY_EOS
+from madtp_cli.models.clip.model import LEGACY_EOS
 from madtp_cli.models.weights import one_line, read_json
 
 DECODE, ENCODE = "[DEC]", "[ENC]"

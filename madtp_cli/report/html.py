@@ -21,9 +21,9 @@ from madtp_cli.report.comparison import (
     main_metric,
     pruned_name,
 )
+from madtp_cli.report.kept_tokens import TEXT, TITLES, KeptTokens, Sample, TowerView, described, spread
 from madtp_cli.report.overlay import panel, titled
 from madtp_cli.report.page import cards, code, facts, figures, folded, page, paragraph, picture, section, table
-from madtp_cli.report.survivors import TEXT, TITLES, Sample, Survivors, TowerView, described, spread
 from madtp_cli.results import PruneResult
 
 PANELS = 4  # pruned layers that a sample shows
@@ -220,9 +220,9 @@ def _sample(sample: Sample) -> str:
         shots = [
             f"<figure>{picture(panel(image, view, pixels=PIXELS), title)}<figcaption>{title}</figcaption></figure>"
         ]
-        for survivors in spread(view.layers, PANELS):
-            said = f"layer {survivors.layer}: {described(survivors, view.tokens, 'patches')}"
-            drawn = picture(panel(image, view, survivors, pixels=PIXELS), f"{title}, {said}")
+        for kept in spread(view.layers, PANELS):
+            said = f"layer {kept.layer}: {described(kept, view.tokens, 'patches')}"
+            drawn = picture(panel(image, view, kept, pixels=PIXELS), f"{title}, {said}")
             shots.append(f"<figure>{drawn}<figcaption>{said}</figcaption></figure>")
         strips.append("\n".join(('<div class="strip">', *shots, "</div>")))
     return "\n".join(
@@ -241,12 +241,12 @@ def _sample(sample: Sample) -> str:
 
 def _words(words: Sequence[str], view: TowerView | None) -> Iterator[str]:
     """Yield the words, after each of the text's pruned layers."""
-    layers: Sequence[Survivors | None] = spread(view.layers, PANELS) if view is not None and view.layers else [None]
-    for survivors in layers:
+    layers: Sequence[KeptTokens | None] = spread(view.layers, PANELS) if view is not None and view.layers else [None]
+    for kept in layers:
         head, left = "text, not pruned", set(range(len(words)))
-        if view is not None and survivors is not None:
-            head = f"text, layer {survivors.layer}: {described(survivors, view.tokens, 'words')}"
-            left = set(survivors.alone)
+        if view is not None and kept is not None:
+            head = f"text, layer {kept.layer}: {described(kept, view.tokens, 'words')}"
+            left = set(kept.alone)
         each = (escape(word) if place in left else f"<del>{escape(word)}</del>" for place, word in enumerate(words))
         yield f'<p class="words"><span class="of">{head}</span>{" ".join(each)}</p>'
 

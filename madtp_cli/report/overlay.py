@@ -1,4 +1,4 @@
-"""Pictures of what survives pruning: patches left bright over the image, words left standing, layer by layer."""
+"""Pictures of what pruning keeps: patches left bright over the image, words left standing, layer by layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from madtp_cli.report import wording
-from madtp_cli.report.survivors import TEXT, TITLES, Pixels, Sample, Survivors, TowerView, described, spread
+from madtp_cli.report.kept_tokens import TEXT, TITLES, KeptTokens, Pixels, Sample, TowerView, described, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,19 +30,19 @@ _NOTE: Mapping[str, Any] = {"fontsize": 7.5, "color": _INK}
 _DPI = 110
 
 
-def panel(image: Pixels, view: TowerView, survivors: Survivors | None = None, *, pixels: int = PANEL) -> Pixels:
+def panel(image: Pixels, view: TowerView, kept: KeptTokens | None = None, *, pixels: int = PANEL) -> Pixels:
     """Draw an image of about `pixels` a side, with the patches that no longer stand alone faded and hatched.
 
-    Without survivors it is the image as the model sees it.
+    Without kept tokens it is the image as the model sees it.
     """
     patch = max(_LEAST, round(pixels / view.side))
     size = view.side * patch
     sampling = Image.Resampling.NEAREST if size >= max(image.shape[:2]) else Image.Resampling.LANCZOS
     drawn = np.asarray(Image.fromarray(image).resize((size, size), sampling)).astype(np.float32)
-    if survivors is None:
+    if kept is None:
         return drawn.astype(np.uint8)
     gone = np.ones(view.side**2, dtype=bool)
-    gone[view.patches(survivors)] = False
+    gone[view.patches(kept)] = False
     mask = np.kron(gone.reshape(view.side, view.side), np.ones((patch, patch), dtype=bool))
     here = np.arange(size)
     hatch = (here[:, None] + here) % max(patch // 2, 4) == 0  # lines from corner to corner, each on its own pixels
@@ -65,7 +65,7 @@ def titled(sample: Sample) -> str:
     return ", ".join(parts)
 
 
-def survivors_figure(sample: Sample, *, most_layers: int = 6) -> Figure:
+def kept_figure(sample: Sample, *, most_layers: int = 6) -> Figure:
     """Draw one sample: a row of panels for each image, its pruned layers side by side, and the words below.
 
     Of more pruned layers than `most_layers`, some evenly chosen ones are shown, the last among them.
@@ -91,23 +91,23 @@ def survivors_figure(sample: Sample, *, most_layers: int = 6) -> Figure:
     top -= len(head) * line
     for (name, image, view), chosen in zip(sample.views, layers, strict=True):
         top -= row
-        for column, survivors in enumerate([None, *chosen]):
+        for column, kept in enumerate([None, *chosen]):
             left, side = (_MARGIN + column * _STEP) / width, _INCHES
             axes = figure.add_axes((left, top / height, side / width, side / height))
-            _draw_panel(axes, TITLES.get(name, name), image, view, survivors)
+            _draw_panel(axes, TITLES.get(name, name), image, view, kept)
     for number, words in enumerate(body, start=1):
         _write_line(figure, words, top - _MARGIN - (number - 0.5) * line)
     return figure
 
 
-def _draw_panel(axes: Axes, title: str, image: Pixels, view: TowerView, survivors: Survivors | None) -> None:
-    axes.imshow(panel(image, view, survivors), interpolation="nearest")
+def _draw_panel(axes: Axes, title: str, image: Pixels, view: TowerView, kept: KeptTokens | None) -> None:
+    axes.imshow(panel(image, view, kept), interpolation="nearest")
     axes.set_axis_off()
-    if survivors is None:
+    if kept is None:
         note = title if view.layers else f"{title}, not pruned"
     else:
-        left, _, rest = described(survivors, view.tokens, "patches").partition(", the others ")
-        note = f"layer {survivors.layer}: {left}" + (f"\nothers {rest}" if rest else "")
+        left, _, rest = described(kept, view.tokens, "patches").partition(", the others ")
+        note = f"layer {kept.layer}: {left}" + (f"\nothers {rest}" if rest else "")
     axes.set_title(note, loc="left", pad=3, parse_math=False, **_NOTE)
 
 
@@ -131,9 +131,9 @@ def _text_lines(sample: Sample, most_layers: int, width: float) -> Iterator[list
         yield [_Word("text, not pruned", 0.0, _NOTE)]
         yield from _wrapped([(word, True) for word in sample.words], _BODY, width)
         return
-    for survivors in spread(view.layers, most_layers):
-        alone = set(survivors.alone)
-        yield [_Word(f"text, layer {survivors.layer}: {described(survivors, view.tokens, 'words')}", 0.0, _NOTE)]
+    for kept in spread(view.layers, most_layers):
+        alone = set(kept.alone)
+        yield [_Word(f"text, layer {kept.layer}: {described(kept, view.tokens, 'words')}", 0.0, _NOTE)]
         yield from _wrapped([(word, place in alone) for place, word in enumerate(sample.words)], _BODY, width)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from madtp_cli.report.kept_tokens import Pixels
 from madtp_cli.report.plots import Plot
-from madtp_cli.report.survivors import Pixels
 
 STYLE = Path(__file__).with_name("report.css")
 # Whatever the page holds, a browser that reads this loads nothing from anywhere.

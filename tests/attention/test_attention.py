@@ -15,8 +15,8 @@ from madtp_cli.attention import (
     Summary,
     attend,
     attend_with_statistics,
+    padded,
     probabilities,
-    rectangles,
     statistics,
 )
 from madtp_cli.tokens import Spans
@@ -239,25 +239,25 @@ def test_probabilities_are_a_softmax_per_query_and_head(lengths: list[int]) -> N
 
 
 def test_auto_pads_only_what_is_cheap_to_pad() -> None:
-    """Hand arithmetic: 2 * excess * width against the fixed cost of one more rectangle."""
+    """Hand arithmetic: 2 * excess * width against the fixed cost of one more padded batch."""
     equal, tiny, large = Spans.of([50, 50]), Spans.of([9, 8]), Spans.of([577, 100, 577, 99])
-    assert rectangles.groups(equal, equal, "auto", 768) == [[0, 1]]
-    assert rectangles.RECTANGLE_OVERHEAD_MACS > 2 * (9 * 9 - 8 * 8) * 96
-    assert rectangles.groups(tiny, tiny, "auto", 96) == [[0, 1]]
-    assert rectangles.groups(tiny, tiny, "segments", 96) == [[0], [1]]
-    assert rectangles.RECTANGLE_OVERHEAD_MACS < 2 * (577**2 - 100**2) * 768
-    assert rectangles.groups(large, large, "auto", 768) == [[0, 2], [1, 3]]
-    assert rectangles.groups(large, large, "padded", 768) == [[0, 1, 2, 3]]
+    assert padded.groups(equal, equal, "auto", 768) == [[0, 1]]
+    assert padded.PADDED_OVERHEAD_MACS > 2 * (9 * 9 - 8 * 8) * 96
+    assert padded.groups(tiny, tiny, "auto", 96) == [[0, 1]]
+    assert padded.groups(tiny, tiny, "segments", 96) == [[0], [1]]
+    assert padded.PADDED_OVERHEAD_MACS < 2 * (577**2 - 100**2) * 768
+    assert padded.groups(large, large, "auto", 768) == [[0, 2], [1, 3]]
+    assert padded.groups(large, large, "padded", 768) == [[0, 1, 2, 3]]
 
 
 def test_padding_is_weighed_for_queries_and_keys_together() -> None:
-    """Hand arithmetic: a longer query pads every key span of its rectangle as well."""
+    """Hand arithmetic: a longer query pads every key span of its padded batch as well."""
     queries, keys = Spans.of([1, 40]), Spans.of([400, 399])
     width = 768
     excess = 40 * 400 - 1 * 400 + 40
-    assert 2 * excess * width > rectangles.RECTANGLE_OVERHEAD_MACS
-    assert len(rectangles.groups(queries, keys, "auto", width)) == 2
-    assert len(rectangles.groups(queries, keys, "auto", width // 16)) == 1
+    assert 2 * excess * width > padded.PADDED_OVERHEAD_MACS
+    assert len(padded.groups(queries, keys, "auto", width)) == 2
+    assert len(padded.groups(queries, keys, "auto", width // 16)) == 1
 
 
 def test_a_backend_is_one_of_those_there_are() -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from madtp_cli import attention, tokens
 from madtp_cli.attention import Backend, Summary, received, varlen
 from madtp_cli.models.base import Output, initialise, towers_of
-from madtp_cli.models.blip import small_config
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.blip.nlvr import BlipForNlvr
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.tokens import Spans
 from tests.attention import agreement

@@ -18,12 +18,12 @@ from benchmarks.training import ALONE, CACHED, CPU, DENSE, TAUGHT, Subject, step
 from madtp_cli.costs.latency import Latency, Setting
 from madtp_cli.data.batch import PairBatch
 from madtp_cli.data.metrics import nlvr2_scores
-from madtp_cli.engine.losses import LossWeights
-from madtp_cli.engine.optimizers import make_optimizers
-from madtp_cli.engine.profile_costs import at_strength
-from madtp_cli.engine.tally import Tally
+from madtp_cli.engine.evaluation.meter import CostMeter
+from madtp_cli.engine.profiling.costs import at_strength
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
-from madtp_cli.engine.teacher import CachedTeacher
+from madtp_cli.engine.training.optimizers import make_optimizers
+from madtp_cli.engine.training.settings import LossWeights
+from madtp_cli.engine.training.teacher import CachedTeacher
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.recipe_sections import LayersSection
 from tests.benchmarks.speed.tiny_subjects import WORDS, model_and_inputs
@@ -51,7 +51,7 @@ def test_the_strength_is_what_the_model_itself_saves() -> None:
     """Counted on the model, not on its thin twin; few tokens make the steps between reachable costs wide."""
     subject, model, _ = tiny()
     strength, reached = strength_for(subject, 0.4)
-    cost = Tally()
+    cost = CostMeter()
     with torch.inference_mode():
         cost.add(model, subject.task.forward(at_strength(model, strength), subject.batch, CPU))
     assert cost.reduction == pytest.approx(reached, abs=1e-12)

@@ -14,7 +14,7 @@ from madtp_cli.cli import app
 from madtp_cli.engine import export
 from madtp_cli.results import Gmacs
 from madtp_cli.results_export import ExportCheck, ExportResult
-from tests.engine.test_hub import FakeHub
+from tests.engine.exporting.test_hub import FakeHub
 
 
 def run(*arguments: object) -> Any:

@@ -199,8 +199,8 @@ def test_verbose_shows_every_layer(calls: list[dict[str, Any]], monkeypatch: pyt
 def test_defaults_in_the_help_are_those_of_the_engine() -> None:
     """They are said here without importing torch, and once each there."""
     from madtp_cli.commands.profile import DEFAULT_BATCH
-    from madtp_cli.engine.latency import BATCH_SIZES
-    from madtp_cli.engine.profile_time import SECONDS
+    from madtp_cli.engine.profiling.latency import BATCH_SIZES
+    from madtp_cli.engine.profiling.time import SECONDS
 
     assert BATCH_SIZES == (1, DEFAULT_BATCH)
     words = " ".join(run("--help").stdout.split())

@@ -237,7 +237,7 @@ def test_nothing_to_resume(run: Run, tmp_path: Path) -> None:
 def test_an_internal_error_leaves_nothing_half_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from madtp_cli.engine import finish
+    from madtp_cli.engine.finishing import finish
 
     monkeypatch.setattr(finish, "model_card", lambda *arguments, **options: 1 / 0)
     result = run("--set", "training.steps=0")

@@ -13,8 +13,8 @@ from madtp_cli import attention
 from madtp_cli.costs.analytic import total
 from madtp_cli.costs.counters import Count, fvcore_macs, torch_macs
 from madtp_cli.models.base import towers_of
-from madtp_cli.models.blip import small_config
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.blip.nlvr import BlipForNlvr
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 
 COUNTERS = [fvcore_macs, torch_macs]

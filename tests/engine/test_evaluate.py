@@ -1,249 +1,219 @@
-"""Evaluation: metrics, costs and tokens per sample, the same whatever the batches are."""
+"""`evaluate` on a folder: the data it reads, the lines it writes, what it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from rich.console import Console
 
-from madtp_cli.data.batch import PairBatch
+from madtp_cli.attention import backend
+from madtp_cli.data.samples import write_samples
 from madtp_cli.data.shapes import ShapesPairs, accuracy
-from madtp_cli.engine.evaluate import Evaluation, batch_for, batches, evaluate, measure_reduction, mixed
+from madtp_cli.engine.evaluate import evaluate_checkpoint
+from madtp_cli.engine.evaluation.evaluate import evaluate
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
-from madtp_cli.errors import SourceError
-from madtp_cli.models.base import PrunedModel
-from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
-from madtp_cli.models.spec import PruningSpec
-
-CPU = torch.device("cpu")
-DATA = ShapesPairs("test", 40)
-TASK = Nlvr2(accuracy)
-PRUNING = PruningSpec(
-    method="madtp",
-    strength=0.5,
-    layers={"vision": (0, 1, 2), "text": (0, 1)},
-    alignment_tokens=4,
-    alignment_dim=16,
-    projection="per_layer",
-)
+from madtp_cli.errors import RecipeError, SourceError, UsageError
+from madtp_cli.models.checkpoints import open_checkpoint
+from madtp_cli.recipe import load_recipe
+from madtp_cli.results import EvaluateResult, PruneResult
+from tests.models.released_states import released
+from tests.tiny_published import write_tokenizer
+from tests.tiny_runs import DENSE, PRUNE, names, tiny
 
 
-@pytest.fixture(scope="module")
-def checkpoint(dense: Path) -> Checkpoint:
-    return open_checkpoint(str(dense))
-
-
-@pytest.fixture(scope="module")
-def model(pruned: Path) -> PrunedModel:
-    return open_checkpoint(str(pruned)).build()
-
-
-def logits(model: PrunedModel) -> Tensor:
-    with torch.inference_mode():
-        return TASK.forward(model, DATA.batch(0, len(DATA)), CPU).logits
-
-
-def found(model: PrunedModel, **options: Any) -> Evaluation:
-    return evaluate(model, TASK, DATA, **{"batch_size": 16, **options})
-
-
-# Inputs ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("limit", "sizes"), [(None, [16, 16, 8]), (20, [16, 4]), (16, [16]), (1000, [16, 16, 8])])
-def test_a_split_is_cut_into_batches(limit: int | None, sizes: Sequence[int]) -> None:
-    cut = list(batches(DATA, 16, limit))
-    assert [len(batch.labels) for batch in cut] == sizes
-    assert [name for batch in cut for name in batch.ids] == [f"shapes/test/{row}" for row in range(sum(sizes))]
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_a_precision_is_what_products_are_computed_in(precision: str, dtype: torch.dtype) -> None:
-    with mixed(precision, CPU):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
-
-
-# Nothing pruned is dense -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"temperature": 0.0},
-        {"strength": 0.0},
-        {"method": "none"},
-        {"method": "random", "temperature": 0.0},
-        {"layers": {"vision": (), "text": ()}},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("variant", ["normalised", "paper", "released"])
-@pytest.mark.parametrize("tokens", ["adaptive", "scheduled"])
-def test_what_prunes_nothing_gives_the_logits_of_the_dense_model(
-    change: Mapping[str, Any], variant: Any, tokens: Any, checkpoint: Checkpoint
-) -> None:
-    model = checkpoint.build(replace(PRUNING, variant=variant, tokens=tokens, **change))
-    torch.testing.assert_close(logits(model), logits(checkpoint.build()), atol=1e-5, rtol=0)
-    measured = found(model)
-    assert measured.cost.reduction == 0
-    assert measured.cost.gmacs == measured.cost.dense_gmacs
-
-
-def test_the_same_pruning_at_a_strength_does_not(checkpoint: Checkpoint) -> None:
-    model = checkpoint.build(PRUNING)
-    assert (logits(model) - logits(checkpoint.build())).abs().max() > 1e-3
-    assert found(model).cost.reduction > 0.1
-
-
-# What is measured --------------------------------------------------------------------------------------------
-
-
-def test_metrics_and_costs_are_those_of_every_sample(model: PrunedModel) -> None:
-    """Against a loop over single samples."""
-    measured = found(model)
-    right, macs, dense, kept = [], [], [], []
-    with torch.inference_mode():
-        for row in range(len(DATA)):
-            batch = DATA.batch(row, 1)
-            output = TASK.forward(model, batch, CPU)
-            right.append(output.logits.argmax().item() == batch.labels.item())
-            macs.append(sum(int(cost) for cost in model.macs(output).values()))
-            dense.append(sum(int(cost) for cost in model.dense_macs(batch.text_lengths).values()))
-            kept.append(output.text[-1].leaving[0])
-    assert measured.samples == len(DATA)
-    assert measured.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
-    assert measured.cost.macs == macs
-    assert measured.cost.dense_macs == dense
-    assert measured.cost.reduction == pytest.approx(1 - sum(macs) / sum(dense))
-    assert measured.cost.gmacs == pytest.approx(sum(macs) / len(DATA) / 1e9)
-    assert measured.cost.dense_gmacs == pytest.approx(sum(dense) / len(DATA) / 1e9)
-    last = measured.cost.layers[-1]
-    assert (last.tower, last.layer, last.tokens_min, last.tokens_max) == ("text", 1, min(kept), max(kept))
-    assert last.tokens_mean == pytest.approx(sum(kept) / len(kept))
-
-
-def test_the_batch_size_changes_nothing(model: PrunedModel) -> None:
-    one, other = found(model, batch_size=40, records=True), found(model, batch_size=3, records=True)
-    assert one.metrics == other.metrics
-    assert one.cost.macs == other.cost.macs
-    for first, second in zip(one.records, other.records, strict=True):
-        torch.testing.assert_close(first["logits"], second["logits"], atol=1e-4, rtol=0)
-        assert {**first, "logits": None} == {**second, "logits": None}
-
-
-def test_a_limit_reads_the_first_samples(model: PrunedModel) -> None:
-    assert found(model, limit=10).cost.macs == found(model).cost.macs[:10]
-
-
-def test_records_are_kept_on_demand(model: PrunedModel) -> None:
-    assert not found(model).records
-    measured = found(model, records=True, limit=9)
-    record = measured.records[8]
-    assert record.keys() == {"id", "prediction", "logits", "gmacs", "tokens_kept"}
-    assert record["id"] == "shapes/test/8"
-    assert record["prediction"] is (record["logits"][1] > record["logits"][0])
-    assert record["gmacs"] == measured.cost.macs[8] / 1e9
-    assert {tower: len(kept) for tower, kept in record["tokens_kept"].items()} == {
-        "vision_left": 3,
-        "vision_right": 3,
-        "text": 2,
+def run(checkpoint: Path | str, **changes: Any) -> EvaluateResult:
+    """Call as the command does, with its defaults."""
+    options: dict[str, Any] = {
+        "recipe": None,
+        "split": "test",
+        "limit": None,
+        "batch_size": None,
+        "predictions": None,
+        "device": "cpu",
+        "precision": None,
+        "seed": None,
+        "console": Console(file=io.StringIO()),
+        "verbosity": 0,
     }
-    # The ninth sentence is the first about the second pair of images.
-    trace = TASK.forward(model, DATA.batch(0, 16), CPU).vision
-    assert record["tokens_kept"]["vision_left"] == [layer.leaving[2] for layer in trace]
-    assert record["tokens_kept"]["vision_right"] == [layer.leaving[3] for layer in trace]
+    return evaluate_checkpoint(str(checkpoint), **{**options, **changes})
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_model_comes_back_in_the_mode_it_came_in(training: bool, model: PrunedModel) -> None:
-    model.train(training)
-    try:
-        found(model, limit=4)
-        measure_reduction(model, TASK, DATA, batch_size=4, limit=4, strength=0.3)
-        assert model.training is training
-    finally:
-        model.eval()
+@pytest.fixture
+def copy(pruned: Path, tmp_path: Path) -> Path:
+    """Copy the pruned checkpoint, to damage it."""
+    return Path(shutil.copytree(pruned, tmp_path / "copy"))
 
 
-def test_bf16_is_near_fp32(model: PrunedModel) -> None:
-    one, other = (found(model, precision=precision, records=True) for precision in ("fp32", "bf16"))
-    differences = [
-        abs(first - second)
-        for one_record, other_record in zip(one.records, other.records, strict=True)
-        for first, second in zip(one_record["logits"], other_record["logits"], strict=True)
-    ]
-    assert 0 < max(differences) < 0.2
-    assert other.cost.reduction == pytest.approx(one.cost.reduction, abs=0.05)
+def test_it_finds_what_the_run_found(pruned: Path) -> None:
+    """Metrics and costs of the test split, as the run that wrote the folder reported them."""
+    found = run(pruned)
+    before = PruneResult.from_json((pruned / "profile.json").read_text(encoding="utf-8"))
+    assert before.pruned is not None
+    assert before.dense is not None
+    assert found.metrics == pytest.approx(before.pruned.metrics)
+    assert found.gmacs.pruned == pytest.approx(before.pruned.gmacs)
+    assert found.gmacs.dense == pytest.approx(before.dense.gmacs)
+    assert found.gmacs.reduction == pytest.approx(1 - found.gmacs.pruned / found.gmacs.dense)
+    assert (found.command, found.checkpoint, found.split, found.samples) == ("evaluate", str(pruned), "test", 96)
+    assert (found.device, found.dtype, found.seed, found.predictions) == ("cpu", "fp32", 42, None)
+    assert (found.threads, found.attention_backend) == (torch.get_num_threads(), "auto")
 
 
-# Samples that cannot be read ---------------------------------------------------------------------------------
+def test_the_backend_in_force_goes_with_the_figures(pruned: Path) -> None:
+    """Forced for the whole process, as --attention does."""
+    with backend("padded"):
+        assert run(pruned, limit=4).attention_backend == "padded"
 
 
-class Gaps(ShapesPairs):
-    """A split whose images are broken in some samples, which are left out of every batch."""
-
-    def __init__(self, broken: range) -> None:
-        super().__init__("test", 40)
-        self.gaps = broken
-
-    def batch(self, start: int, size: int) -> PairBatch:
-        """Return what is left; nothing of a batch that is broken as a whole."""
-        batch = super().batch(start, size)
-        if start in self.gaps and start + size - 1 in self.gaps:
-            return replace(batch, text=batch.text[:0], text_lengths=[], labels=batch.labels[:0], ids=(), groups=())
-        return batch
+def test_splits_limits_and_batches(pruned: Path) -> None:
+    model = open_checkpoint(str(pruned)).build()
+    expected = evaluate(model, Nlvr2(accuracy), ShapesPairs("validation", 64), batch_size=64, limit=20)
+    found = run(pruned, split="val", limit=20, batch_size=7, seed=3)
+    assert (found.split, found.samples, found.seed) == ("val", 20, 3)
+    assert found.metrics == pytest.approx(expected.metrics)
+    assert found.gmacs.pruned == pytest.approx(expected.cost.gmacs)
 
 
-def test_a_batch_of_nothing_is_passed_over(model: PrunedModel) -> None:
-    """The second of five batches is broken: 32 samples are measured, as without it."""
-    data = Gaps(range(8, 16))
-    measured = evaluate(model, TASK, data, batch_size=8)
-    assert measured.samples == 32
-    macs = found(model).cost.macs
-    assert measured.cost.macs == macs[:8] + macs[16:]
-    assert 0 < measure_reduction(model, TASK, data, batch_size=8, limit=16, strength=0.5) < 1
+def test_another_recipe_names_other_data(pruned: Path, tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, DENSE, "data.seed=9", "data.test_samples=40")
+    found = run(pruned, recipe=recipe)
+    model = open_checkpoint(str(pruned)).build()
+    assert found.samples == 40
+    data = ShapesPairs("test", 40, seed=9)
+    assert found.metrics == evaluate(model, Nlvr2(accuracy), data, batch_size=40, records=True).metrics
 
 
-def test_a_split_of_nothing_is_refused(model: PrunedModel) -> None:
-    with pytest.raises(
-        SourceError, match=r"no sample could be read: every image is missing or broken; see data\.max_b"
-    ):
-        evaluate(model, TASK, Gaps(range(40)), batch_size=8)
+def test_precision_is_said_and_used(pruned: Path, tmp_path: Path) -> None:
+    exact, rough = (tmp_path / name for name in ("exact.jsonl", "rough.jsonl"))
+    run(pruned, predictions=exact)
+    assert run(pruned, precision="bf16", predictions=rough).dtype == "bf16"
+    assert exact.read_text(encoding="utf-8") != rough.read_text(encoding="utf-8")
 
 
-# The reduction of a strength ---------------------------------------------------------------------------------
+# Predictions -------------------------------------------------------------------------------------------------
 
 
-def test_a_strength_is_measured_and_not_kept(model: PrunedModel) -> None:
-    before = model.strength
-    for strength in (0.0, 0.4, 0.7):
-        measured = measure_reduction(model, TASK, DATA, batch_size=16, limit=24, strength=strength)
-        assert model.strength == before
-        model.strength = strength
-        assert measured == pytest.approx(found(model, limit=24).cost.reduction)
-        model.strength = before
+def test_predictions_are_one_line_per_sample(pruned: Path, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    found = run(pruned, predictions=path)
+    assert found.predictions == str(path)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    data = ShapesPairs("test", 96)
+    labels = data.batch(0, 96).labels.tolist()
+    assert [line["id"] for line in lines] == [f"shapes/test/{row}" for row in range(96)]
+    right = [line["prediction"] is bool(label) for line, label in zip(lines, labels, strict=True)]
+    assert sum(right) / 96 == pytest.approx(found.metrics["accuracy"])
+    assert sum(line["gmacs"] for line in lines) / 96 == pytest.approx(found.gmacs.pruned)
+    for line in lines:
+        assert line.keys() == {"id", "prediction", "logits", "gmacs", "tokens_kept"}
+        assert line["prediction"] is (line["logits"][1] > line["logits"][0])
+        kept = line["tokens_kept"]
+        assert {tower: len(layers) for tower, layers in kept.items()} == {
+            "vision_left": 3,
+            "vision_right": 3,
+            "text": 2,
+        }
+        assert all(layers == sorted(layers, reverse=True) for layers in kept.values())
+    # Sentences 0 to 7 are about the same two images.
+    assert len({tuple(line["tokens_kept"]["vision_left"]) for line in lines[:8]}) == 1
 
 
-def test_a_failure_does_not_keep_the_strength_either(model: PrunedModel) -> None:
-    before = model.strength
-    with pytest.raises(ValueError, match="shapes has samples"):
-        measure_reduction(model, TASK, Longer("test", 40), batch_size=16, limit=60, strength=0.9)
-    assert model.strength == before
+def test_a_folder_is_no_file_for_predictions(pruned: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(pruned, predictions=tmp_path)
+    assert str(caught.value) == f"--predictions {tmp_path}: is a folder; name a file in it"
 
 
-class Longer(ShapesPairs):
-    """A split that promises more than it has."""
+def test_a_file_that_cannot_be_written_is_told(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    def __len__(self) -> int:
-        return self.samples + 20
+    monkeypatch.setattr(Path, "write_text", full)
+    path = tmp_path / "predictions.jsonl"
+    with pytest.raises(UsageError) as caught:
+        run(pruned, predictions=path)
+    assert str(caught.value) == f"--predictions {path}: cannot be written: No space left on device"
 
 
-@pytest.mark.parametrize(("training", "expected"), [(1, 4), (16, 64), (64, 256), (1000, 256)])
-def test_batches_outside_training_follow_those_of_training(training: int, expected: int) -> None:
-    """A model that trains on 16 at a time must not meet 256 once its training is over."""
-    assert batch_for(training) == expected
+# Folders that are not whole ----------------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no such checkpoint folder; give a folder that holds config.json and model"):
+        run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "recipe.yaml"])
+def test_an_incomplete_checkpoint(name: str, copy: Path) -> None:
+    (copy / name).unlink()
+    with pytest.raises(SourceError) as caught:
+        run(copy)
+    assert str(caught.value).startswith(f"{copy / name}: no such file")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_corrupt_checkpoint(name: str, copy: Path) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(SourceError) as caught:
+        run(copy)
+    assert str(caught.value).startswith(f"{copy / name}: cannot be read as ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_recipe_is_told_with_its_line(copy: Path) -> None:
+    path = copy / "recipe.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("task: nlvr2", "task: x"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"recipe.yaml:3: task must be "):
+        run(copy)
+
+
+def test_without_its_recipe_another_one_does(copy: Path, tmp_path: Path) -> None:
+    (copy / "recipe.yaml").unlink()
+    assert run(copy, recipe=tiny(tmp_path, PRUNE, checkpoint=copy)).samples == 96
+    assert names(tmp_path) == {"copy", "tiny.yaml"}
+
+
+def test_a_file_takes_no_recipe_that_happens_to_lie_beside_it(copy: Path) -> None:
+    """It may be of any run; the weights of the folder stand for the folder, and have it."""
+    torch.save({"model": released("nlvr2", madtp=False)}, copy / "x.pth")
+    with pytest.raises(SourceError) as caught:
+        run(copy / "x.pth")
+    assert str(caught.value) == (
+        f"{copy / 'x.pth'}: is a file, which does not say its data; name its data with --recipe"
+    )
+    assert run(copy / "model.safetensors", limit=2).samples == 2
+
+
+def test_a_recipe_for_another_task_is_refused(pruned: Path) -> None:
+    """Its data could not be read, or worse, could."""
+    with pytest.raises(SourceError) as caught:
+        run(pruned, recipe=load_recipe("shapes_vqa"))
+    assert str(caught.value) == f"{pruned}: is for nlvr2, but shapes_vqa is for vqa; name a recipe for it"
+
+
+def test_a_file_of_weights_is_opened_as_the_recipe_says(tmp_path: Path) -> None:
+    """Heads, a temperature and an image size that the file does not have: what the recipe gives reaches the model."""
+    torch.save({"model": released("nlvr2")}, tmp_path / "x.pth")
+    written = write_samples("nlvr2", "nlvr2", tmp_path / "data", 2)
+    words = write_tokenizer(tmp_path / "words")
+    recipe = load_recipe(
+        "blip_nlvr2",
+        [
+            *(f"data.{key}={json.dumps(value)}" for key, value in written.items()),
+            *("data.image_size=48", f"model.tokenizer={words}", "model.config.pruning_temperature=1"),
+            *("model.config.vision_heads=2", "model.config.text_heads=2"),
+        ],
+    )
+    console = Console(file=io.StringIO(), width=200)
+    found = run(tmp_path / "x.pth", recipe=recipe, console=console)
+    assert found.samples == 2
+    assert found.gmacs.reduction > 0
+    assert "image positions interpolated from 4x4 to 6x6 patches (48 pixels)" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -15,14 +15,15 @@ from rich.console import Console
 from torch import Tensor
 
 from madtp_cli.data.sentences import VOCABULARY
-from madtp_cli.engine import export, export_job
+from madtp_cli.engine import export
 from madtp_cli.engine.export import Options, export_checkpoint
+from madtp_cli.engine.exporting import job as export_job
 from madtp_cli.errors import ExportError, SourceError, UsageError
 from madtp_cli.export import formats, onnx, torch_export
 from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.blip import small_config
+from madtp_cli.models.blip.nlvr import BlipForNlvr
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.checkpoints import save_weights
-from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.results_export import ExportResult

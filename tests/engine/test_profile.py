@@ -14,14 +14,15 @@ from rich.console import Console
 
 from madtp_cli.attention import backend
 from madtp_cli.data.sentences import VOCABULARY
-from madtp_cli.engine import build, profile, profile_time
+from madtp_cli.engine import profile
 from madtp_cli.engine.profile import profile_checkpoint, short_names
-from madtp_cli.engine.profile_costs import at_strength, module_costs
+from madtp_cli.engine.profiling import time as profile_time
+from madtp_cli.engine.profiling.costs import at_strength, module_costs
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.base import initialise, prunes, towers_of
-from madtp_cli.models.blip import small_config
+from madtp_cli.models.blip.nlvr import BlipForNlvr
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.checkpoints import open_checkpoint, save_weights
-from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import load_recipe
@@ -398,7 +399,7 @@ def test_generated_data_need_a_processor_only_where_the_folder_does_not_say_how_
     def refuse(*_: Any) -> Any:
         raise SourceError("a processor was asked")
 
-    monkeypatch.setattr(build, "processor_of", refuse)
+    monkeypatch.setattr("madtp_cli.engine.profiling.subject.processor_of", refuse)
     if asked:
         with pytest.raises(SourceError, match="a processor was asked"):
             run(pruned)

@@ -15,8 +15,9 @@ import torch
 from rich.console import Console
 
 from madtp_cli.data.sentences import VOCABULARY
-from madtp_cli.engine import profile, profile_subject
+from madtp_cli.engine import profile
 from madtp_cli.engine.profile import profile_checkpoint
+from madtp_cli.engine.profiling import subject as profile_subject
 from madtp_cli.errors import SourceError, UsageError
 from madtp_cli.models.base import initialise, towers_of
 from madtp_cli.models.checkpoints import MODELS, save_weights

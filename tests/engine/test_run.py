@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 
 from madtp_cli.data.shapes import ShapesPairs, accuracy
-from madtp_cli.engine import finish, run
-from madtp_cli.engine.evaluate import evaluate, measure_reduction
-from madtp_cli.engine.finish import Effort
-from madtp_cli.engine.fit import Job, Run
+from madtp_cli.engine import run
+from madtp_cli.engine.evaluation.evaluate import evaluate, measure_reduction
+from madtp_cli.engine.finishing import finish
+from madtp_cli.engine.finishing.finish import Effort
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
-from madtp_cli.engine.teacher import CachedTeacher, Teacher
+from madtp_cli.engine.training.fit import Job, Run
+from madtp_cli.engine.training.teacher import CachedTeacher, Teacher
 from madtp_cli.errors import Interrupted, MadtpError, RecipeError, SourceError, UsageError
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.models.spec import PruningSpec

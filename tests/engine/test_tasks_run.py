@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 import madtp_cli
 from madtp_cli.cli import app
 from madtp_cli.data.batch import Batch
-from madtp_cli.engine.build_data import open_splits
-from madtp_cli.engine.fit import BEST
+from madtp_cli.engine.building.data import open_splits
 from madtp_cli.engine.tasks.base import arguments
+from madtp_cli.engine.training.fit import BEST
 from madtp_cli.errors import Interrupted
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.recipe import Recipe, load_recipe
 from madtp_cli.results import PruneResult
-from tests.engine.test_evaluate_checkpoint import run as evaluate
+from tests.engine.test_evaluate import run as evaluate
 from tests.tiny_runs import FOLDER, interrupt_at, names, same, tiny, train, weights
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -77,7 +77,9 @@ def trained(kind: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     """Train a tiny model of the task from scratch, and prune it: both folders."""
     folders = [tmp_path_factory.mktemp(name) for name in ("dense", "pruned")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("madtp_cli.engine.finish.compare_latency", lambda models, data, normalise, **options: {})
+        patch.setattr(
+            "madtp_cli.engine.finishing.finish.compare_latency", lambda models, data, normalise, **options: {}
+        )
         train(tiny(folders[0], of(DENSE, kind)), "finetune")
         train(tiny(folders[1], of(PRUNE, kind), checkpoint=folders[0] / "out"))
     return folders[0] / "out", folders[1] / "out"
@@ -198,7 +200,7 @@ def test_the_best_weights_of_a_decoder_come_back(tmp_path: Path, monkeypatch: py
         return {"accuracy": next(scores, 0.5)}
 
     monkeypatch.setattr("madtp_cli.data.shapes_single.captioned", scored)
-    publish = "madtp_cli.engine.output.OutputFolder.publish"
+    publish = "madtp_cli.engine.training.output.OutputFolder.publish"
 
     def keep(self: Any, write: Any) -> None:
         with safe_open(self.work / BEST, "pt") as file:

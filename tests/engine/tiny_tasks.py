@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.blip import small_config
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.checkpoints import MODELS
-from madtp_cli.models.clip import small_clip_config
+from madtp_cli.models.clip.model import small_clip_config
 from madtp_cli.models.spec import PruningSpec
 
 KINDS = tuple(MODELS)

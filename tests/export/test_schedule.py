@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from madtp_cli.export.rectangles import Cut
+from madtp_cli.export.padded import Cut
 from madtp_cli.export.schedule import Form, cuts, is_adaptive, leaving_of
 from tests.export.tiny_exports import SPEC, build
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from madtp_cli.costs.counters import torch_macs
 from madtp_cli.models.base import PrunedModel, initialise, towers_of
-from madtp_cli.models.blip import small_config
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.tower import LayerTrace
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.blip import small_config
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.blip.nlvr import BlipForNlvr
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from madtp_cli.costs.analytic import total
 from madtp_cli.models.base import initialise, passed, towers_of
-from madtp_cli.models.blip import small_config
-from madtp_cli.models.caption import BlipForCaption
+from madtp_cli.models.blip.caption import BlipForCaption
+from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.checkpoints import MODELS
-from madtp_cli.models.clip import small_clip_config
+from madtp_cli.models.clip.model import small_clip_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.tower import TowerOutput
 from madtp_cli.tokens import Spans, Tokens

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
+from madtp_cli.models.blip.nlvr import BlipForNlvr
 from madtp_cli.models.checkpoints import (
     CONFIG,
     WEIGHTS,
@@ -25,7 +26,6 @@ from madtp_cli.models.checkpoints import (
     save_weights,
 )
 from madtp_cli.models.filling import WeightsError
-from madtp_cli.models.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
 from tests.models.released_states import released
 

@@ -20,8 +20,8 @@ from madtp_cli.data.shapes import PairSample, ShapesPairs
 from madtp_cli.data.shapes_single import ShapesCaptions, ShapesQuestions, ShapesRetrieval
 from madtp_cli.engine.tasks.base import IMAGE_MEAN, IMAGE_STD, Normalisation
 from madtp_cli.errors import SourceError
-from madtp_cli.models.blip import small_config
-from madtp_cli.models.clip import small_clip_config
+from madtp_cli.models.blip.vision import small_config
+from madtp_cli.models.clip.model import small_clip_config
 from madtp_cli.models.processor import FILES, PUBLISHED, Processor, check_tokenizer, image_processor
 from tests.tiny_published import go_offline
 from tests.tiny_runs import names

@@ -10,8 +10,8 @@ import pytest
 
 from madtp_cli.report.comparison import budget_line, headline
 from madtp_cli.report.html import report
+from madtp_cli.report.kept_tokens import KeptTokens, TowerView
 from madtp_cli.report.overlay import titled
-from madtp_cli.report.survivors import Survivors, TowerView
 from tests.report.stories import LOG, RESULT, SAMPLE, STORY
 
 VOID = {"meta", "link", "img", "br"}
@@ -203,7 +203,7 @@ def test_a_missed_budget_is_marked() -> None:
 
 
 def test_of_many_layers_a_few_are_shown() -> None:
-    deep = TowerView(17, tuple(Survivors(layer, (0, 1), 1) for layer in range(12)))
+    deep = TowerView(17, tuple(KeptTokens(layer, (0, 1), 1) for layer in range(12)))
     towers = {"vision_left": deep, "vision_right": deep, "text": deep}
     page = Page(report(replace(STORY, examples={"Examples": [replace(SAMPLE, towers=towers)]}, extremes={})))
     assert len(page.named("img")) == 2 * (1 + 4)

@@ -1,4 +1,4 @@
-"""Pictures of survivors: pixel by pixel for a panel, by its parts for a figure."""
+"""Pictures of kept tokens: pixel by pixel for a panel, by its parts for a figure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 
-from madtp_cli.report.overlay import panel, survivors_figure, titled
-from madtp_cli.report.survivors import Sample, Survivors, TowerView
+from madtp_cli.report.kept_tokens import KeptTokens, Sample, TowerView
+from madtp_cli.report.overlay import kept_figure, panel, titled
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
-LAYERS = (Survivors(1, (0, 1, 2, 3, 6), 1), Survivors(2, (0, 3, 6), 1))
+LAYERS = (KeptTokens(1, (0, 1, 2, 3, 6), 1), KeptTokens(2, (0, 3, 6), 1))
 PATCHES = TowerView(17, LAYERS)  # four patches a side
-WORDS = TowerView(5, (Survivors(0, (0, 2, 4), 0),))
+WORDS = TowerView(5, (KeptTokens(0, (0, 2, 4), 0),))
 SAMPLE = Sample(
     id="costs $5 and $6",
     images=(IMAGE, IMAGE),
@@ -33,7 +33,7 @@ SAMPLE = Sample(
 
 def texts(sample: Sample, **options: Any) -> list[str]:
     """List everything that is written in a figure."""
-    figure = survivors_figure(sample, **options)
+    figure = kept_figure(sample, **options)
     figure.savefig(io.BytesIO(), format="png")
     return [text.get_text() for text in figure.texts] + [axes.get_title(loc="left") for axes in figure.axes]
 
@@ -54,7 +54,7 @@ def test_what_is_alone_shows_its_own_pixels_and_the_rest_does_not(layer: int) ->
             assert len(np.unique(drawn[here].mean(-1) > 180)) == 2  # lines on a light ground
 
 
-def test_a_panel_without_survivors_is_the_image() -> None:
+def test_a_panel_without_kept_tokens_is_the_image() -> None:
     assert (panel(IMAGE, PATCHES, pixels=32) == IMAGE).all()
     assert panel(IMAGE, PATCHES, pixels=100).shape == (100, 100, 3)
     assert panel(IMAGE, replace(PATCHES, tokens=26), pixels=99).shape == (100, 100, 3)  # 20 pixels for each patch
@@ -62,7 +62,7 @@ def test_a_panel_without_survivors_is_the_image() -> None:
 
 def test_a_figure_shows_every_image_layer_by_layer_and_the_words() -> None:
     """Two images, each before and after two layers; three words left in three runs, two gone between them."""
-    figure = survivors_figure(SAMPLE)
+    figure = kept_figure(SAMPLE)
     assert len(figure.axes) == 2 * 3
     written = texts(SAMPLE)
     assert written.count("layer 1: 4 of 16 patches\nothers in 1 merged token") == 2
@@ -83,7 +83,7 @@ def test_what_is_not_pruned_is_said() -> None:
 
 
 def test_of_many_layers_a_few_are_shown() -> None:
-    deep = TowerView(17, tuple(Survivors(layer, (0, 1), 1) for layer in range(12)))
+    deep = TowerView(17, tuple(KeptTokens(layer, (0, 1), 1) for layer in range(12)))
     towers = {"vision": deep, "text": WORDS}
     written = texts(replace(SAMPLE, images=(IMAGE,), towers=towers), most_layers=3)
     assert [text.partition(":")[0] for text in written if text.startswith("layer")] == [
@@ -96,7 +96,7 @@ def test_of_many_layers_a_few_are_shown() -> None:
 def test_many_words_are_broken_into_lines() -> None:
     """Nothing is written beyond the right edge."""
     many = ("word",) * 100
-    figure = survivors_figure(replace(SAMPLE, words=many, answer="long answer " * 20))
+    figure = kept_figure(replace(SAMPLE, words=many, answer="long answer " * 20))
     renderer = FigureCanvasAgg(figure).get_renderer()
     right = max(text.get_window_extent(renderer).x1 for text in figure.texts)
     assert right < figure.bbox.x1

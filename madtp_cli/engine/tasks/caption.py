@@ -10,7 +10,8 @@ from torch import Tensor
 from madtp_cli.data.batch import Batch, CaptionBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
 from madtp_cli.models.base import Output
-from madtp_cli.models.caption import BlipForCaption, caption_loss
+from madtp_cli.models.blip.caption import BlipForCaption
+from madtp_cli.models.language import caption_loss
 
 Metric = Callable[[Sequence[str], Sequence[tuple[str, ...]], Sequence[str]], Mapping[str, float]]
 

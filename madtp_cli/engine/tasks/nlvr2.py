@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from madtp_cli.data.batch import Batch, PairBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
 from madtp_cli.models.base import Output
-from madtp_cli.models.nlvr import BlipForNlvr
+from madtp_cli.models.blip.nlvr import BlipForNlvr
 
 Metric = Callable[[Sequence[int], Sequence[int], Sequence[str]], Mapping[str, float]]
 _WORDS = ("false", "true")

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from madtp_cli.data.batch import Batch, RetrievalBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
-from madtp_cli.models.retrieval import hard_negatives
 from madtp_cli.tokens import Spans, Tokens
 
 Metric = Callable[[Tensor, Tensor, Sequence[int]], Mapping[str, float]]
@@ -165,3 +164,26 @@ class _Scorer:
             [(numbers[text], rows[image]) for text, image in pairs],
         )
         return matched[:, 1].float()
+
+
+@torch.no_grad()
+def hard_negatives(
+    logits: Tensor, image_index: Sequence[int], generator: torch.Generator | None = None
+) -> list[tuple[int, int]]:
+    """Draw a wrong image for every text, then a wrong text for every image, by similarity (as ALBEF and BLIP do).
+
+    logits [S, I] are `RetrievalOutput.logits`. A text (image) that has no other image (text) in the batch goes without.
+    """
+    texts, images = logits.shape
+    index = torch.tensor(image_index)
+    true = index[:, None] == torch.arange(images)  # [S, I]
+    # A step whose similarities are no numbers is reported by its loss; drawing must get there.
+    hidden = logits.float().cpu().nan_to_num().masked_fill(true, float("-inf"))
+    pairs = []
+    for row in range(texts):
+        if not true[row].all():
+            pairs.append((row, int(hidden[row].softmax(0).multinomial(1, generator=generator))))
+    for image in range(images):
+        if not true[:, image].all():
+            pairs.append((int(hidden[:, image].softmax(0).multinomial(1, generator=generator)), image))
+    return pairs

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from madtp_cli.data.batch import Batch, QuestionBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
-from madtp_cli.models.vqa import BlipForVqa, VqaOutput, answer_losses
+from madtp_cli.models.blip.vqa import BlipForVqa, VqaOutput
+from madtp_cli.models.language import answer_losses
 
 ANSWER_LIST = "answers.json"  # beside the weights of a checkpoint
 _RIGHT = 0.5  # of the points of an answer, which annotators may disagree on

@@ -11,7 +11,7 @@ from benchmarks.speed import schedule as schedule_module
 from benchmarks.speed.schedule import compaction_share, schedule_for, thin_config, with_given_selections
 from benchmarks.speed.subjects import SUBJECTS
 from madtp_cli.costs import analytic
-from madtp_cli.engine.profile_costs import at_strength
+from madtp_cli.engine.profiling.costs import at_strength
 from madtp_cli.errors import UsageError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.pruning import Madtp

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.speed import padded, subjects
 from benchmarks.speed.subjects import SUBJECTS
-from madtp_cli.engine import build
+from madtp_cli.engine.building.model import full_config, pruning_spec
 from madtp_cli.models.configs import default_config
 from madtp_cli.recipe import load_recipe
 from tests.benchmarks.speed.tiny_subjects import model_and_inputs
@@ -44,11 +44,11 @@ def test_a_reference_that_computes_something_else_is_not_timed(name: str, monkey
 def test_a_subject_is_the_model_of_its_recipe(name: str, recipe: str) -> None:
     """Oracle: the shipped recipe. Only the layers that prune are the benchmark's own: all of them."""
     loaded = load_recipe(RECIPES / f"{recipe}.yaml")
-    config = build.full_config(loaded)
+    config = full_config(loaded)
     subject = SUBJECTS[name]
     own = default_config(subject.family, subject.task)
     assert own.to_dict() == config.to_dict()
-    wanted, found = build.pruning_spec(loaded, config), subjects.pruning(own, subject.family, subject.layers)
+    wanted, found = pruning_spec(loaded, config), subjects.pruning(own, subject.family, subject.layers)
     for key in ("method", "alignment_tokens", "alignment_dim", "projection"):
         assert getattr(found, key) == getattr(wanted, key)
     assert found.layers["vision"] == wanted.layers["vision"]

@@ -15,11 +15,12 @@ from torch import Tensor
 from madtp_cli.data.batch import RetrievalBatch
 from madtp_cli.data.metrics import recalls
 from madtp_cli.data.shapes_single import ShapesRetrieval
-from madtp_cli.engine.losses import LossWeights, logit_loss
-from madtp_cli.engine.step import TrainingStep
 from madtp_cli.engine.tasks import retrieval
 from madtp_cli.engine.tasks.base import Scores
 from madtp_cli.engine.tasks.retrieval import Retrieval
+from madtp_cli.engine.training.losses import logit_loss
+from madtp_cli.engine.training.settings import LossWeights
+from madtp_cli.engine.training.step import TrainingStep
 from tests.engine.tasks.tiny_shapes import CPU, PRUNED, make_model
 
 DATA = ShapesRetrieval("test", 40)

@@ -16,7 +16,7 @@ from madtp_cli.data.shapes_single import ShapesQuestions, answer_list, answered
 from madtp_cli.data.vqav2 import read_answers
 from madtp_cli.engine.tasks.base import Scores
 from madtp_cli.engine.tasks.vqa import ANSWER_LIST, Answering, Vqa
-from madtp_cli.models.vqa import LABEL_SMOOTHING
+from madtp_cli.models.language import LABEL_SMOOTHING
 from tests.engine.tasks.tiny_shapes import CPU, make_model, processor, words_of
 
 DATA = ShapesQuestions("test", 24)

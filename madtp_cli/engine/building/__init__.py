@@ -1,0 +1,1 @@
+"""From a recipe to what a run needs: model, data, processor, device."""

@@ -1,0 +1,1 @@
+"""What a model costs part by part, in multiply-adds and in time."""

@@ -1,0 +1,1 @@
+"""How a model learns: the loop, its step and losses, the teacher, and states to resume from."""

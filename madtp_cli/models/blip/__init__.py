@@ -1,0 +1,1 @@
+"""BLIP: an image encoder, and texts that are read over its tokens."""

@@ -1,0 +1,1 @@
+"""CLIP: two encoders into one space."""
