@@ -42,8 +42,8 @@ from madtp_cli.engine.training.optimizers import make_optimizers
 from madtp_cli.engine.training.settings import LossWeights
 from madtp_cli.engine.training.step import TrainingStep
 from madtp_cli.engine.training.teacher import CachedTeacher, Teacher
-from madtp_cli.models.base import PrunedModel, initialise, towers_of
-from madtp_cli.models.checkpoints import MODELS
+from madtp_cli.models.base import PrunedModel, initialise
+from madtp_cli.models.family import model_class
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import load_recipe
 
@@ -109,7 +109,7 @@ def large() -> Subject:
         groups=("",) * PAIRS,
         labels=torch.arange(PAIRS) % 2,
     )
-    spec = subjects.pruning(student.config, known.family, known.layers)
+    spec = subjects.pruning(student.config, known.family, known.task, known.layers)
     return Subject(LARGE, student, spec, Nlvr2(nlvr2_scores), batch, LossWeights())
 
 
@@ -122,7 +122,7 @@ def strength_for(subject: Subject, reduction: float) -> tuple[float, float]:
     student = subject.student
     config = thin_config(student.config)
     spec = subject.spec
-    thin = MODELS[student.family, student.task](config, alignment=spec.alignment(towers_of(config)), plan=student.plan)
+    thin = type(student)(config, alignment=spec.alignment(student.sites_of(config)), plan=student.plan)
     initialise(thin)
 
     def measure(strength: float) -> float:
@@ -137,7 +137,7 @@ def strength_for(subject: Subject, reduction: float) -> tuple[float, float]:
 def sharing(model: PrunedModel, *, frozen: bool = False) -> PrunedModel:
     """Return the dense model with the parameters of a pruned one, or with frozen ones in the same memory."""
     with init_empty_weights():  # the given ones take their place
-        dense: PrunedModel = MODELS[model.family, model.task](model.config)
+        dense: PrunedModel = model_class(model.family, model.task)(model.config)
     state = {key: value for key, value in model.state_dict(keep_vars=True).items() if ".alignment" not in f".{key}"}
     if frozen:
         state = {key: value.detach() for key, value in state.items()}

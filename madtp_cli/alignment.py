@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cosine_similarity, linear
 
-from madtp_cli.tokens import Spans
+from madtp_cli.tokens import Spans, Tokens
 
 Projection = Literal["shared", "per_layer", "none"]
 
@@ -23,9 +23,9 @@ class Alignment(nn.Module):
     """
 
     def __init__(
-        self, tokens: int, dim: int, towers: Mapping[str, tuple[int, int]], projection: Projection = "shared"
+        self, tokens: int, dim: int, sites: Mapping[str, tuple[int, int]], projection: Projection = "shared"
     ) -> None:
-        """Build for towers {name: (layers, width)}.
+        """Build for sites {name: (layers, width)}.
 
         Raises ValueError if `projection` is none and a width is not `dim`.
         """
@@ -34,13 +34,11 @@ class Alignment(nn.Module):
         self.projection = projection
         self.tokens = nn.Parameter(torch.randn(tokens, dim))
         self.maps = nn.ModuleDict()
-        for tower, (layers, width) in towers.items():
+        for site, (layers, width) in sites.items():
             if projection == "none" and width != dim:
-                raise ValueError(
-                    f"alignment.dim is {dim} but the {tower} tower is {width} wide; use projection: shared"
-                )
+                raise ValueError(f"alignment.dim is {dim} but the {site} tower is {width} wide; use projection: shared")
             count = {"shared": 1, "per_layer": layers, "none": 0}[projection]
-            self.maps[tower] = nn.ModuleList(nn.Linear(width, dim) for _ in range(count))
+            self.maps[site] = nn.ModuleList(nn.Linear(width, dim) for _ in range(count))
         self._folded: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
         self.register_load_state_dict_post_hook(_fold_again)
 
@@ -53,10 +51,10 @@ class Alignment(nn.Module):
         """
         self._folded = {}
         if not self.training:
-            for tower, maps in self.maps.items():
+            for site, maps in self.maps.items():
                 assert isinstance(maps, nn.ModuleList)
                 for index in range(len(maps)):
-                    self._folded[tower, index] = self._fold(tower, index)
+                    self._folded[site, index] = self._fold(site, index)
 
     def train(self, mode: bool = True) -> Alignment:
         """Switch mode and fold anew."""
@@ -69,13 +67,13 @@ class Alignment(nn.Module):
         self.fold()
         return self
 
-    def tower(self, name: str) -> TowerAlignment:
-        """Return what one pass through a tower compares its tokens with."""
-        return TowerAlignment(self, name)
+    def site(self, name: str) -> SiteAlignment:
+        """Return what one pass through a site compares its tokens with."""
+        return SiteAlignment(self, name)
 
-    def map_of(self, tower: str, layer: int) -> nn.Linear | None:
+    def map_of(self, site: str, layer: int) -> nn.Linear | None:
         """Return the map of a layer's tokens into the alignment space, None where there is none."""
-        maps = self.maps[tower]
+        maps = self.maps[site]
         assert isinstance(maps, nn.ModuleList)
         if not len(maps):
             return None
@@ -84,42 +82,42 @@ class Alignment(nn.Module):
         return chosen
 
     def index_of(self, layer: int) -> int:
-        """Return which of a tower's maps is a layer's."""
+        """Return which of a site's maps is a layer's."""
         return layer if self.projection == "per_layer" else 0
 
-    def folded(self, tower: str, layer: int) -> tuple[Tensor, Tensor | None]:
+    def folded(self, site: str, layer: int) -> tuple[Tensor, Tensor | None]:
         """Return E W [K, C] and E b [K]: those at hand where no gradient is asked for."""
-        kept = None if torch.is_grad_enabled() else self._folded.get((tower, self.index_of(layer)))
-        return kept or self._fold(tower, layer)
+        kept = None if torch.is_grad_enabled() else self._folded.get((site, self.index_of(layer)))
+        return kept or self._fold(site, layer)
 
-    def _fold(self, tower: str, layer: int) -> tuple[Tensor, Tensor | None]:
-        linear_map = self.map_of(tower, layer)
+    def _fold(self, site: str, layer: int) -> tuple[Tensor, Tensor | None]:
+        linear_map = self.map_of(site, layer)
         if linear_map is None:
             return self.tokens, None
         return self.tokens @ linear_map.weight, self.tokens @ linear_map.bias
 
 
-class TowerAlignment:
-    """One pass through a tower: maps that its layers share are folded once, and their features are mapped once."""
+class SiteAlignment:
+    """One pass through a site: maps that its layers share are folded once, and their features are mapped once."""
 
-    def __init__(self, alignment: Alignment, tower: str) -> None:
+    def __init__(self, alignment: Alignment, site: str) -> None:
         self._alignment = alignment
-        self._tower = tower
+        self._site = site
         self._folded: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def logits(self, x: Tensor, layer: int) -> Tensor:
         """Compare a layer's tokens x [T, C] with every alignment token: raw logits [T, K]."""
         index = self._alignment.index_of(layer)
         if index not in self._folded:
-            self._folded[index] = self._alignment.folded(self._tower, layer)
+            self._folded[index] = self._alignment.folded(self._site, layer)
         return linear(x, *self._folded[index])
 
-    def pooled(self, x: Tensor, spans: Spans, logits: Tensor) -> Tensor:
-        """Pool each sample's tokens x [T, C] but its first by their logits [T, K]: [B, K, C] in float32 or better.
+    def pooled(self, tokens: Tokens, logits: Tensor) -> Tensor:
+        """Pool each sample's tokens but its prefix by their logits [T, K]: [B, K, C] in float32 or better.
 
-        The first one alone is left out, as published; CLIP's protected end of text has its say.
+        The prefix alone is left out, as published; a protected end of text has its say.
         """
-        found: Tensor = _Pool.apply(x, logits, spans, self._alignment.dim**-0.5)
+        found: Tensor = _Pool.apply(tokens.x, logits, tokens.spans, tokens.prefix, self._alignment.dim**-0.5)
         return found
 
     def aligned(self, pooled: Sequence[Tensor]) -> Tensor:
@@ -130,7 +128,7 @@ class TowerAlignment:
         return self._mapped(_sum(pooled), 0, times=len(pooled))
 
     def _mapped(self, pooled: Tensor, layer: int, times: int = 1) -> Tensor:
-        linear_map = self._alignment.map_of(self._tower, layer)
+        linear_map = self._alignment.map_of(self._site, layer)
         if linear_map is None:
             return pooled
         return linear(pooled.to(linear_map.weight.dtype), linear_map.weight, times * linear_map.bias).float()
@@ -142,28 +140,28 @@ def _sum(layers: Sequence[Tensor]) -> Tensor:
 
 
 class _Pool(torch.autograd.Function):
-    """Sum tokens x [T, C] weighted by the softmax, over each sample's tokens but its first, of scaled logits [T, K].
+    """Sum tokens x [T, C] weighted by the softmax, over each sample's tokens but its prefix, of scaled logits [T, K].
 
     By hand, because step by step every layer would write and keep several more tensors of the tokens' size.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, logits: Tensor, spans: Spans, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, logits: Tensor, spans: Spans, prefix: int, scale: float) -> Tensor:
         """Return [B, K, C] in float32 or better, in which the softmax is computed; products are in the tokens' type."""
         ctx.spans, ctx.scale, ctx.dtype = spans, scale, logits.dtype
         exact = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             scores = spans.pad(logits.to(exact) * scale, float("-inf"))  # [B, N, K]
-            scores[:, 0] = float("-inf")
+            scores[:, :prefix] = float("-inf")
             share = scores.softmax(1).to(x.dtype)
-            if min(spans.lengths) == 1:
-                share = share.nan_to_num(0.0)  # nothing is left to pool where the first token is the only one
+            if min(spans.lengths) <= prefix:
+                share = share.nan_to_num(0.0)  # nothing is left to pool where there is nothing but the prefix
             ctx.save_for_backward(x, share)
             return (share.transpose(1, 2) @ spans.pad(x)).to(exact)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Return the gradients of x and logits."""
         x, share = ctx.saved_tensors
         gradient = gradients[0].to(x.dtype)
@@ -171,7 +169,7 @@ class _Pool(torch.autograd.Function):
         by_share = by_share.mul_(share)  # [B, N, K]
         by_scores = by_share.sub_(share * by_share.sum(1, keepdim=True)).mul_(ctx.scale)
         by_x = share @ gradient  # [B, N, C]
-        return ctx.spans.unpad(by_x), ctx.spans.unpad(by_scores.to(ctx.dtype)), None, None
+        return ctx.spans.unpad(by_x), ctx.spans.unpad(by_scores.to(ctx.dtype)), None, None, None
 
 
 def _fold_again(module: nn.Module, _: object) -> None:

@@ -10,9 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from madtp_cli.errors import RecipeError
+from madtp_cli.families import FAMILIES
 from madtp_cli.recipe_faults import faults_of, near
 from madtp_cli.recipe_sections import (
     AlignmentSection,
@@ -22,12 +30,9 @@ from madtp_cli.recipe_sections import (
     InferenceSection,
     ModelSection,
     PruningSection,
-    Section,
-    Text,
     TrainingSection,
-    Version,
-    refuse,
 )
+from madtp_cli.recipe_types import Section, Text, Version, refuse
 from madtp_cli.recipe_usage import unread
 from madtp_cli.recipe_yaml import KeyPath, Origin, Override, apply_overrides, dump_yaml, parse_override, parse_yaml
 
@@ -80,7 +85,8 @@ class Recipe(Section):
         if self.budget is not None and self.pruning.temperature == 0:
             text = "pruning.temperature 0 prunes nothing, so no budget can be met; try 1.0"
             faults.append((("pruning", "temperature"), text))
-        if self.budget is not None and {self.pruning.layers.vision, self.pruning.layers.text} == {"none"}:
+        sites = FAMILIES[self.model.family].sites.get(self.task, {})
+        if self.budget is not None and {self.pruning.layers.of(site) for site in sites} == {"none"}:
             faults.append((("pruning", "layers"), "pruning.layers names no layer, so no budget can be met"))
         if self.model.checkpoint is None and self.training.teacher:
             text = "training.teacher needs a dense model.checkpoint to learn from; set it to false"
@@ -97,13 +103,25 @@ class Recipe(Section):
         if shape is not None and self.data.name != "shapes":
             text = "model.architecture needs the words of data.name shapes; for other data name a model.checkpoint"
             faults.append((("model", "architecture"), text))
-        if self.model.family == "clip" and self.task != "retrieval":
-            faults.append((("model", "family"), f"model.family clip knows the task retrieval only, got {self.task}"))
-        if self.task not in (known := TASKS_OF_DATA[self.data.name]):
-            text = f"data.name {self.data.name} has no samples for task {self.task}; its tasks: {', '.join(known)}"
+        if self.task not in (tasks := FAMILIES[self.model.family].sites):
+            known = f"the task{'s' * (len(tasks) > 1)} {', '.join(tasks)} only"
+            text = f"model.family {self.model.family} knows {known}, got {self.task}"
+            faults.append((("model", "family"), text))
+        if self.task not in (offered := TASKS_OF_DATA[self.data.name]):
+            text = f"data.name {self.data.name} has no samples for task {self.task}; its tasks: {', '.join(offered)}"
             faults.append((("data", "name"), text))
         refuse(faults or unread(self))
         return self
+
+    @model_serializer(mode="wrap")
+    def _own_sites(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the layers of sites that only other families have."""
+        data: dict[str, Any] = serialise(self)
+        layers = data.get("pruning", {}).get("layers", {})
+        own = FAMILIES[self.model.family].sites[self.task]
+        for site in [site for site in layers if site not in own]:
+            del layers[site]
+        return data
 
     def to_yaml(self) -> str:
         """Return the recipe with every default spelled out; `load_recipe` reads it back equal."""

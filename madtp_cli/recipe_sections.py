@@ -2,77 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, create_model, model_validator
 
+from madtp_cli.families import FAMILIES, site_names
+from madtp_cli.recipe_types import (
+    BelowOne,
+    Count,
+    FamilyName,
+    Layers,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    Text,
+    Whole,
+    refuse,
+)
 from madtp_cli.recipe_yaml import KeyPath
-
-MAX_LAYER = 999
-
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-def _layers(value: Any) -> Any:
-    """Read `all`, `none`, a list of layers or a range such as `3-11` (both ends in)."""
-    chosen: Sequence[Any] = ()
-    if value in ("all", "none"):
-        return value
-    if isinstance(value, str) and (ends := re.fullmatch(r"(\d{1,4})\s*-\s*(\d{1,4})", value)):
-        chosen = range(int(ends[1]), int(ends[2]) + 1)
-    elif isinstance(value, (list, tuple)):
-        chosen = value
-    if not chosen or not all(type(layer) is int and 0 <= layer <= MAX_LAYER for layer in chosen):
-        raise PydanticCustomError(
-            "recipe_value", "must be all, none, a list such as [4, 7, 10] or a range such as 3-11"
-        )
-    return tuple(sorted(set(chosen)))
-
-
-def _version(value: Any) -> Any:
-    # Not a plain Literal: true and 1.0 equal 1.
-    if type(value) is not int or value != 1:
-        raise PydanticCustomError("recipe_value", "must be 1, the one version that this madtp reads")
-    return value
-
-
-Version = Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
-Layers = Annotated[
-    Literal["all", "none"] | tuple[int, ...],
-    PlainValidator(_layers),
-    PlainSerializer(lambda chosen: chosen if isinstance(chosen, str) else list(chosen), when_used="json"),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": ["all", "none"]},
-                {"type": "string", "pattern": "^[0-9]{1,4} *- *[0-9]{1,4}$"},
-                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-            ]
-        }
-    ),
-]
-
-
-class Section(BaseModel):
-    """A part of a recipe: no unknown keys, no guessing of types, never changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def refuse(faults: Sequence[tuple[KeyPath, str]]) -> None:
-    """Report what is wrong between settings that are each fine alone."""
-    if faults:
-        message = "; ".join(text for _, text in faults)
-        raise PydanticCustomError("recipe_faults", "{message}", {"message": message, "faults": list(faults)})
 
 
 def _one_of(section: str, one: str, other: str, values: tuple[Any, Any]) -> list[tuple[KeyPath, str]]:
@@ -138,7 +86,7 @@ class ConfigSection(Section):
 class ModelSection(Section):
     """Which model is trained or pruned."""
 
-    family: Literal["blip", "clip"] = Field(description="family of the model, blip or clip")
+    family: FamilyName = Field(description=f"family of the model, {' or '.join(FAMILIES)}")
     checkpoint: Text | None = Field(
         None,
         description="a local folder or file, a hub id, an https address or builtin:NAME; null trains from scratch",
@@ -285,11 +233,29 @@ class BudgetSection(Section):
         return self
 
 
-class LayersSection(Section):
-    """Which layers (from 0) of each tower prune."""
+_EXAMPLES = {"text": "[1, 2] or 0-2"}  # most text towers are small
 
-    vision: Layers = Field("all", description="vision layers that prune: all, none, [4, 7, 10] or 3-11")
-    text: Layers = Field("all", description="text layers that prune: all, none, [1, 2] or 0-2")
+
+class _LayersSection(Section):
+    def of(self, site: str) -> Any:
+        """Return which layers of a site prune, as the recipe says it."""
+        return getattr(self, site)
+
+
+_LAYERS: dict[str, Any] = {
+    site: (
+        Layers,
+        Field("all", description=f"{site} layers that prune: all, none, {_EXAMPLES.get(site, '[4, 7, 10] or 3-11')}"),
+    )
+    for site in site_names()
+}
+LayersSection: Any = create_model(
+    "LayersSection",
+    __base__=_LayersSection,
+    __doc__="Which layers (from 0) of each tower prune.",
+    __module__=__name__,
+    **_LAYERS,
+)
 
 
 class PruningSection(Section):

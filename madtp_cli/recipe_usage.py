@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from madtp_cli.families import FAMILIES
 from madtp_cli.recipe_yaml import KeyPath
 
 
@@ -16,8 +17,10 @@ def _task(*names: str) -> Callable[[Any], bool]:
     return lambda recipe: recipe.task in names
 
 
-def _family(name: str) -> Callable[[Any], bool]:
-    return lambda recipe: recipe.model.family == name
+def _families(setting: str) -> tuple[str, Callable[[Any], bool]]:
+    """Name the families that read a key of model.config."""
+    names = [name for name, entry in FAMILIES.items() if setting in entry.settings]
+    return f"family {' or '.join(names)}", lambda recipe: recipe.model.family in names
 
 
 def _files(recipe: Any) -> bool:
@@ -26,7 +29,7 @@ def _files(recipe: Any) -> bool:
 
 def _ranks(recipe: Any) -> bool:
     if recipe.task == "retrieval":
-        return bool(recipe.model.family == "blip")
+        return FAMILIES[recipe.model.family].reranks
     return bool(recipe.task == "vqa" and recipe.inference.answers == "rank")
 
 
@@ -64,10 +67,9 @@ READ_BY: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "training.label_smoothing": ("tasks vqa and caption", _task("vqa", "caption")),
     "model.tokenizer": ("checkpoints", _opens),
     "model.config.merge_from": ("task nlvr2", _task("nlvr2")),
-    "model.config.eos_token_id": ("family clip", _family("clip")),
     **{
-        f"model.config.{name}_token_id": ("family blip", _family("blip"))
-        for name in ("pad", "cls", "sep", "dec", "enc")
+        f"model.config.{setting}": _families(setting)
+        for setting in dict.fromkeys(key for entry in FAMILIES.values() for key in entry.settings)
     },
 }
 """From a key to who reads it, in words and as a test of a recipe."""
@@ -86,9 +88,13 @@ def unread(recipe: Any) -> list[tuple[KeyPath, str]]:
         field = type(section).model_fields[path[-1]]
         if getattr(section, path[-1]) != field.get_default(call_default_factory=True):
             faults.append((tuple(path), f"{key} is read by {reader} only, so it does nothing here; remove it"))
-    layers = recipe.pruning.layers.text
-    if recipe.task == "caption" and not isinstance(layers, str):
-        faults.append(
-            (("pruning", "layers", "text"), "pruning.layers.text: a caption's decoder never prunes; remove it")
-        )
-    return faults
+    return faults + list(_unpruned(recipe))
+
+
+def _unpruned(recipe: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Yield a fault for layers of a site where nothing prunes."""
+    sites = FAMILIES[recipe.model.family].sites[recipe.task]
+    for site in type(recipe.pruning.layers).model_fields:
+        reason = sites.get(site, f"{recipe.model.family} models for {recipe.task} have no such site")
+        if reason and not isinstance(recipe.pruning.layers.of(site), str):
+            yield ("pruning", "layers", site), f"pruning.layers.{site}: {reason}; remove it"

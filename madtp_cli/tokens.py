@@ -237,7 +237,8 @@ class Tokens:
     x [T, C]; spans of B samples; position [T] original index within the sample, -1 once merged; size [T] how many
     original tokens each one stands for; protected [T] tokens that no method may drop or merge (class token, prompt).
     causal: whether a token sees only those before it. It is said here, beside the order it is about, because both the
-    attention and the place of a merged token follow from it.
+    attention and the place of a merged token follow from it. prefix: how many protected tokens that stand for no
+    content open every sample, as a class token, registers or a start token do; alignment leaves them out.
     """
 
     x: Tensor
@@ -246,16 +247,16 @@ class Tokens:
     size: Tensor
     protected: Tensor
     causal: bool = False
+    prefix: int = 0
 
     @classmethod
-    def pack(cls, x: Tensor, spans: Spans, protected: Tensor | None = None, *, causal: bool = False) -> Tokens:
-        """Wrap fresh embeddings x [T, C].
-
-        Unless `protected` [T] says otherwise, the first token of every sample is its class token and is protected.
-        """
+    def pack(
+        cls, x: Tensor, spans: Spans, protected: Tensor | None = None, *, causal: bool = False, prefix: int = 0
+    ) -> Tokens:
+        """Wrap fresh embeddings x [T, C]; unless `protected` [T] says otherwise, the prefix is protected."""
         position = spans.place(x.device)
-        chosen = position == 0 if protected is None else protected
-        return cls(x, spans, position, torch.ones_like(position), chosen, causal)
+        chosen = position < prefix if protected is None else protected
+        return cls(x, spans, position, torch.ones_like(position), chosen, causal, prefix)
 
     @cached_property
     def free(self) -> Tensor:
@@ -268,7 +269,7 @@ class Tokens:
 
     @classmethod
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
-        """Lay batches end to end; there is at least one, and all are causal or none."""
+        """Lay batches end to end; there is at least one, and all are of one kind."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -278,6 +279,7 @@ class Tokens:
             torch.cat([part.size for part in parts]),
             torch.cat([part.protected for part in parts]),
             parts[0].causal,
+            parts[0].prefix,
         )
 
     def split(self, most: int) -> list[Tokens]:
@@ -288,10 +290,17 @@ class Tokens:
         spans = Spans.of(self.spans.lengths[rows])
         begin = self.spans.starts[rows][0]
         own = slice(begin, begin + spans.total)
-        return Tokens(self.x[own], spans, self.position[own], self.size[own], self.protected[own], self.causal)
+        return replace(
+            self,
+            x=self.x[own],
+            spans=spans,
+            position=self.position[own],
+            size=self.size[own],
+            protected=self.protected[own],
+        )
 
     def first(self) -> Tensor:
-        """Return the first (class) token of every sample, [B, C]."""
+        """Return the first token of every sample, [B, C]: its class token, where there is one."""
         return gather(self.x, self.spans.start_index(self.x.device))
 
     def last(self) -> Tensor:
@@ -341,7 +350,9 @@ def compact(tokens: Tokens, selection: Selection) -> Tokens:
     x.index_copy_(0, torch.searchsorted(slots, changed), sums.to(tokens.x.dtype))
     size = (tokens.size + received)[slots]
     position = tokens.position.masked_fill(receives, -1)[slots]
-    return Tokens(x, Spans.of(lengths, left), position, size, tokens.protected[slots], tokens.causal)
+    return replace(
+        tokens, x=x, spans=Spans.of(lengths, left), position=position, size=size, protected=tokens.protected[slots]
+    )
 
 
 def _places(mask: Tensor, count: int) -> Tensor:

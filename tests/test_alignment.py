@@ -33,8 +33,8 @@ def _unfolded(module: Alignment, x: Tensor, tower: str, layer: int) -> Tensor:
 
 def _features(module: Alignment, layers: Sequence[Tokens]) -> Tensor:
     """Return the aligned features of some layers of the vision tower, the first ones."""
-    guide = module.tower("vision")
-    each = [guide.pooled(tokens.x, tokens.spans, guide.logits(tokens.x, row)) for row, tokens in enumerate(layers)]
+    guide = module.site("vision")
+    each = [guide.pooled(tokens, guide.logits(tokens.x, row)) for row, tokens in enumerate(layers)]
     return guide.aligned(each)
 
 
@@ -62,7 +62,7 @@ def _assert_fresh(module: Alignment) -> None:
             for grad in (False, True):
                 with torch.set_grad_enabled(grad):
                     torch.testing.assert_close(
-                        module.tower(tower).logits(x, layer), _unfolded(module, x, tower, layer), atol=1e-5, rtol=1e-5
+                        module.site(tower).logits(x, layer), _unfolded(module, x, tower, layer), atol=1e-5, rtol=1e-5
                     )
 
 
@@ -97,7 +97,7 @@ def test_entering_eval_mode_folds_the_weights_of_that_moment(projection: Project
     _assert_fresh(module)
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
-    module.tower("vision").logits(torch.randn(4, 12), 0).sum().backward()
+    module.site("vision").logits(torch.randn(4, 12), 0).sum().backward()
     optimizer.step()
     _assert_fresh(module)
     _assert_fresh(module.eval())
@@ -135,7 +135,7 @@ def test_weights_written_by_hand_are_seen_with_gradient_at_once_and_else_after_f
     with torch.no_grad():
         module.tokens.mul_(-2)
     x = torch.randn(4, 12)
-    logits = module.tower("vision").logits(x, 1)
+    logits = module.site("vision").logits(x, 1)
     torch.testing.assert_close(logits, _unfolded(module, x, "vision", 1), atol=1e-5, rtol=1e-5)
     module.fold()
     _assert_fresh(module)
@@ -154,7 +154,7 @@ def test_logits_teach_tokens_and_maps(projection: Projection) -> None:
     module = _module(projection)
     x = torch.randn(4, 12)
     parameters = [p for n, p in module.named_parameters() if "text" not in n and ".1." not in n and ".2." not in n]
-    ours = torch.autograd.grad(module.tower("vision").logits(x, 0).square().sum(), parameters)
+    ours = torch.autograd.grad(module.site("vision").logits(x, 0).square().sum(), parameters)
     theirs = torch.autograd.grad(_unfolded(module, x, "vision", 0).square().sum(), parameters)
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-4)
@@ -168,7 +168,7 @@ def test_aligned_features_pool_projected_tokens_without_the_class_token(
     """softmax over a sample's other tokens of Z^T / sqrt(d), times W x + b (method.md section 2), layers summed."""
     module = _module(projection)
     width = DIM if projection == "none" else 12
-    tokens = Tokens.pack(torch.randn(sum(lengths), width), Spans.of(lengths))
+    tokens = Tokens.pack(torch.randn(sum(lengths), width), Spans.of(lengths), prefix=1)
     layers = [tokens, tokens.with_x(-tokens.x)]
     out = _features(module, layers)
     assert out.shape == (len(lengths), K, DIM)
@@ -182,7 +182,8 @@ def test_a_protected_last_token_has_its_say_in_the_aligned_features() -> None:
     x = torch.randn(7, 12)
     ends = torch.tensor([True, False, False, True, True, False, True])
     found = [
-        _features(module, [tokens]) for tokens in (Tokens.pack(x, spans), Tokens.pack(x, spans, ends, causal=True))
+        _features(module, [tokens])
+        for tokens in (Tokens.pack(x, spans, prefix=1), Tokens.pack(x, spans, ends, causal=True, prefix=1))
     ]
     assert torch.equal(*found)
 
@@ -194,7 +195,7 @@ def test_aligned_features_teach_tokens_maps_and_states(projection: Projection, l
     module = _module(projection).double()
     width = DIM if projection == "none" else 12
     states = [torch.randn(sum(lengths), width, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    layers = [Tokens.pack(x, Spans.of(lengths)) for x in states]
+    layers = [Tokens.pack(x, Spans.of(lengths), prefix=1) for x in states]
     taught = [*states, *(p for name, p in module.named_parameters() if "text" not in name and ".2." not in name)]
     weight = torch.randn(len(lengths), K, DIM)
     ours = torch.autograd.grad((weight * _features(module, layers)).sum(), taught)
@@ -207,19 +208,21 @@ def test_aligned_features_teach_tokens_maps_and_states(projection: Projection, l
 def test_the_gradient_of_pooling_is_that_of_finite_differences() -> None:
     """torch's gradcheck in float64, of tokens and logits that do not depend on each other."""
     x, logits = (torch.randn(9, n, dtype=torch.float64, requires_grad=True) for n in (3, 2))
-    pooled = _module().tower("vision").pooled
+    pooled = _module().site("vision").pooled
     for spans in (Spans.of([3, 3, 3]), Spans.of([2, 5, 2])):
-        assert torch.autograd.gradcheck(lambda a, b, spans=spans: pooled(a, spans, b), (x, logits))
+        assert torch.autograd.gradcheck(
+            lambda a, b, spans=spans: pooled(Tokens.pack(a, spans, prefix=1), b), (x, logits)
+        )
 
 
 def test_pooling_keeps_samples_apart_and_a_lone_class_token_pools_to_nothing() -> None:
     """Infinite states beside a shorter sample: its features and gradients stay its own. One token has no features."""
-    pooled = _module().tower("vision").pooled
+    pooled = _module().site("vision").pooled
     x, logits = torch.randn(7, 3), torch.randn(7, 2)
     x[:4] = float("inf")
     x, logits = x.requires_grad_(), logits.requires_grad_()
-    found = pooled(x, Spans.of([4, 2, 1]), logits)
-    alone = pooled(x.detach()[4:6], Spans.of([2]), logits.detach()[4:6])
+    found = pooled(Tokens.pack(x, Spans.of([4, 2, 1]), prefix=1), logits)
+    alone = pooled(Tokens.pack(x.detach()[4:6], Spans.of([2]), prefix=1), logits.detach()[4:6])
     torch.testing.assert_close(found[1], alone[0])
     assert torch.equal(found[2], torch.zeros_like(found[2]))
     found[1:].sum().backward()
@@ -243,7 +246,7 @@ def test_one_pass_folds_each_map_once_and_the_next_one_again(
     monkeypatch.setattr(module, "_fold", count)
     x = torch.randn(4, DIM if projection == "none" else 12)
     for passes in (1, 2):
-        guide = module.tower("vision")
+        guide = module.site("vision")
         for layer in range(3):
             guide.logits(x, layer)
         assert sum(each is not None for each in counted) == passes * folds
@@ -262,3 +265,12 @@ def test_alignment_loss_is_one_minus_the_cosine() -> None:
     image = torch.tensor([[[1.0, 0.0], [2.0, 0.0]]])
     text = torch.tensor([[[5.0, 0.0], [0.0, 1.0]]])
     torch.testing.assert_close(alignment_loss(image, text), torch.tensor(0.5))
+
+
+def test_without_a_prefix_every_token_has_its_say() -> None:
+    """By hand: the softmax-weighted mean over all of a sample's tokens, of which the first is no class token."""
+    x, logits = torch.randn(5, 3), torch.randn(5, 2)
+    found = _module().site("vision").pooled(Tokens.pack(x, Spans.of([2, 3])), logits)
+    for row, own in enumerate((slice(0, 2), slice(2, 5))):
+        share = (logits[own] * DIM**-0.5).softmax(0)
+        torch.testing.assert_close(found[row], share.T @ x[own])

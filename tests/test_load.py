@@ -45,9 +45,9 @@ def test_the_model_and_its_processor_give_the_logits_of_the_engine(name: str, re
         )
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
     pairs = DATA.batch(0, len(DATA)).image_index.tolist()
-    for found, wanted in zip(output.vision, expected.vision, strict=True):
+    for found, wanted in zip(output.traces["vision"], expected.vision, strict=True):
         assert list(found.leaving) == [wanted.leaving[image] for pair in pairs for image in pair]
-    assert [layer.leaving for layer in output.text] == [layer.leaving for layer in expected.text]
+    assert [layer.leaving for layer in output.traces["text"]] == [layer.leaving for layer in expected.traces["text"]]
 
 
 def test_a_pruned_checkpoint_loads_pruned(pruned: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_pruned_checkpoint_loads_pruned(pruned: Path) -> None:
     with torch.inference_mode():
         output = model(**inputs(processor))
     assert model.strength > 0
-    assert sum(output.vision[-1].leaving) < 37 * 2 * len(DATA)
+    assert sum(output.traces["vision"][-1].leaving) < 37 * 2 * len(DATA)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

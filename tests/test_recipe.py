@@ -38,7 +38,7 @@ def test_defaults_are_the_documented_ones(write: Write) -> None:
     assert (recipe.budget.reduction, recipe.budget.gmacs, recipe.budget.tolerance) == (0.5, None, 0.01)
     assert (recipe.data.image_size, recipe.data.train_samples, recipe.data.test_samples) == (None, 200_000, 4_000)
     assert (recipe.pruning.method, recipe.pruning.variant, recipe.pruning.tokens) == ("madtp", "normalised", "adaptive")
-    assert (recipe.pruning.layers.vision, recipe.pruning.layers.text) == ("all", "all")
+    assert (recipe.pruning.layers.of("vision"), recipe.pruning.layers.of("text")) == ("all", "all")
     assert recipe.pruning.strength is None
     assert (recipe.alignment.tokens, recipe.alignment.dim, recipe.alignment.projection) == (100, 768, "shared")
     assert (recipe.distillation.logits, recipe.distillation.guidance) == (1.0, 1.0)
@@ -85,7 +85,7 @@ def test_whole_numbers(write: Write, text: str, value: int) -> None:
     ],
 )
 def test_layers(write: Write, text: str, value: object) -> None:
-    assert load_recipe(write(changed("vision: all", f"vision: {text}"))).pruning.layers.vision == value
+    assert load_recipe(write(changed("vision: all", f"vision: {text}"))).pruning.layers.of("vision") == value
 
 
 def test_layers_resolve_against_a_tower() -> None:

@@ -155,7 +155,7 @@ def test_picked_spans_may_repeat_and_pad_where_they_lie() -> None:
 
 def test_fresh_tokens_count_from_their_class_token() -> None:
     """Positions, sizes and the protected first tokens, written out."""
-    tokens = Tokens.pack(torch.arange(10.0).view(5, 2), Spans.of([2, 3]))
+    tokens = Tokens.pack(torch.arange(10.0).view(5, 2), Spans.of([2, 3]), prefix=1)
     assert tokens.position.tolist() == [0, 1, 0, 1, 2]
     assert tokens.size.tolist() == [1] * 5
     assert tokens.protected.tolist() == [True, False, True, False, False]
@@ -167,7 +167,7 @@ def test_fresh_tokens_count_from_their_class_token() -> None:
 def test_protected_tokens_and_order_may_be_said() -> None:
     """First and last tokens protected, in a causal tower: both survive a fold, and so does being causal."""
     protected = torch.tensor([True, False, False, True])
-    tokens = Tokens.pack(torch.arange(4.0)[:, None], Spans.of([4]), protected, causal=True)
+    tokens = Tokens.pack(torch.arange(4.0)[:, None], Spans.of([4]), protected, causal=True, prefix=1)
     out = compact(tokens, Selection(torch.tensor([2, 2, 2, 2]), torch.tensor([0.5] * 4)))
     assert out.x.squeeze(1).tolist() == [0, 1.5, 3]
     assert out.protected.tolist() == [True, False, True]
@@ -183,7 +183,7 @@ def test_a_batch_is_cut_between_samples_and_joined_again(most: int, expected: li
     """By hand: as many whole samples as fit, a longer one alone; joining gives the same batch to the last bit."""
     lengths = [3, 2, 4, 1]
     x = torch.arange(20.0).view(10, 2)
-    tokens = replace(Tokens.pack(x, Spans.of(lengths), causal=True), size=torch.arange(10))
+    tokens = replace(Tokens.pack(x, Spans.of(lengths), causal=True, prefix=1), size=torch.arange(10))
     parts = tokens.split(most)
     assert [list(part.spans.lengths) for part in parts] == expected
     joined = Tokens.join(parts)
@@ -195,7 +195,7 @@ def test_a_batch_is_cut_between_samples_and_joined_again(most: int, expected: li
 
 def test_a_selection_carried_out_by_hand() -> None:
     """Two samples: one folds two tokens into the slot of a third, the other drops one; sums written out."""
-    tokens = Tokens.pack(torch.tensor([[1.0], [2], [3], [4], [5], [6], [7], [8]]), Spans.of([5, 3]))
+    tokens = Tokens.pack(torch.tensor([[1.0], [2], [3], [4], [5], [6], [7], [8]]), Spans.of([5, 3]), prefix=1)
     into = torch.tensor([0, 1, 2, 1, 1, 5, -1, 7])
     weight = torch.tensor([1, 0.5, 1, 0.25, 0.25, 1, 1, 1])
     out = compact(tokens, Selection(into, weight))
@@ -209,7 +209,7 @@ def test_a_selection_carried_out_by_hand() -> None:
 def test_protected_tokens_survive_untouched_whatever_is_asked() -> None:
     """A method that drops, folds or rescales them, and folds into them, leaves them as they were."""
     x = torch.randn(4, 3)
-    tokens = Tokens.pack(x, Spans.of([4]))
+    tokens = Tokens.pack(x, Spans.of([4]), prefix=1)
     for into, weight in (
         ([-1, 1, 2, 3], [1.0, 1, 1, 1]),  # dropped
         ([2, 1, 2, 3], [0.5, 1, 1, 1]),  # folded into another
@@ -228,7 +228,7 @@ def test_merging_keeps_the_sum_of_sizes_and_the_order() -> None:
     """Identities over rounds of random folds: sizes of a sample sum to its first length, positions ascend."""
     generator = torch.Generator().manual_seed(3)
     lengths = [9, 2, 14, 7]
-    tokens = Tokens.pack(torch.randn(sum(lengths), 5, generator=generator), Spans.of(lengths))
+    tokens = Tokens.pack(torch.randn(sum(lengths), 5, generator=generator), Spans.of(lengths), prefix=1)
     for _ in range(3):
         into = torch.arange(tokens.spans.total)
         for start, length in zip(tokens.spans.starts, tokens.spans.lengths, strict=True):
@@ -249,7 +249,7 @@ def test_merging_keeps_the_sum_of_sizes_and_the_order() -> None:
 
 def test_a_selection_that_keeps_all_changes_nothing() -> None:
     """The identity."""
-    tokens = Tokens.pack(torch.randn(7, 3), Spans.of([3, 4]))
+    tokens = Tokens.pack(torch.randn(7, 3), Spans.of([3, 4]), prefix=1)
     out = compact(tokens, Selection(torch.arange(7), torch.ones(7)))
     assert torch.equal(out.x, tokens.x)
     assert out.spans == tokens.spans
@@ -261,7 +261,7 @@ def test_gradients_of_a_merge_are_the_weights_and_the_tokens() -> None:
     into = torch.tensor([0, 1, 1, 3, 4, 4])
 
     def merge(x: Tensor, weight: Tensor) -> Tensor:
-        return compact(Tokens.pack(x, Spans.of([4, 2])), Selection(into, weight)).x
+        return compact(Tokens.pack(x, Spans.of([4, 2]), prefix=1), Selection(into, weight)).x
 
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(6, dtype=torch.float64, requires_grad=True)
@@ -274,7 +274,7 @@ def test_indices_of_inference_may_serve_training() -> None:
     spans = Spans.of([2, 3])
     with torch.inference_mode():
         spans.sample_index(x.device)
-        left = compact(Tokens.pack(x, spans), Selection(torch.arange(5), torch.ones(5))).spans
+        left = compact(Tokens.pack(x, spans, prefix=1), Selection(torch.arange(5), torch.ones(5))).spans
         left.start_index(x.device)
     for each in (spans, left):
         values = torch.ones(2, requires_grad=True)
@@ -288,14 +288,14 @@ def test_many_tokens_are_merged_exactly_in_half_precision() -> None:
     x = torch.full((4001, 3), 1.5, dtype=torch.bfloat16)
     into = torch.ones(4001, dtype=torch.int64).index_fill(0, torch.tensor([0]), 0)
     weight = torch.full((4001,), 1 / 4000)
-    found = compact(Tokens.pack(x, Spans.of([4001])), Selection(into, weight))
+    found = compact(Tokens.pack(x, Spans.of([4001]), prefix=1), Selection(into, weight))
     assert found.x.dtype == torch.bfloat16
     torch.testing.assert_close(found.x, x[:2])
 
 
 def test_a_slot_that_stays_whole_takes_more_in() -> None:
     """By hand: a slot of weight one and what is folded into it, beside one that changes alone and one that stays."""
-    tokens = Tokens.pack(torch.tensor([[1.0], [2], [4], [8], [16]]), Spans.of([5]))
+    tokens = Tokens.pack(torch.tensor([[1.0], [2], [4], [8], [16]]), Spans.of([5]), prefix=1)
     found = compact(tokens, Selection(torch.tensor([0, 1, 1, 3, 4]), torch.tensor([1.0, 1, 0.5, 0.25, 1])))
     assert found.x.squeeze(1).tolist() == [1, 4, 2, 16]
     assert found.position.tolist() == [0, -1, 3, 4]

@@ -30,7 +30,8 @@ from madtp_cli.engine.building.attention import attention_used
 from madtp_cli.engine.building.device import choose_device
 from madtp_cli.errors import Interrupted, MadtpError, UsageError
 from madtp_cli.models.base import PrunedModel
-from madtp_cli.recipe_sections import Layers, LayersSection
+from madtp_cli.recipe_sections import LayersSection
+from madtp_cli.recipe_types import Layers
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

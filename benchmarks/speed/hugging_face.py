@@ -20,8 +20,8 @@ from transformers.models.blip.modeling_blip_text import (
 )
 
 from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.blip.configs import MERGE_FROM
 from madtp_cli.models.blip.text import TwinOutput
-from madtp_cli.models.configs import MERGE_FROM
 
 
 class _TwinCrossAttention(nn.Module):

@@ -45,9 +45,9 @@ class Ragged:
 
 def encode(model: PrunedModel, samples: Ragged) -> Tokens:
     """Run the vision tower's layers over samples."""
-    tokens = Tokens.pack(samples.x, Spans.of(samples.lengths))
-    tower: Any = model.vision_model.encoder.layers
-    return model.run_tower("vision", tower, tokens, None).tokens
+    tokens = Tokens.pack(samples.x, Spans.of(samples.lengths), prefix=1)
+    encoder: Any = model.vision_model
+    return model.run_tower("vision", encoder.encoder.layers, tokens, None).tokens
 
 
 def candidates(model: PrunedModel, samples: Ragged, strength: float) -> dict[str, Call]:

@@ -11,11 +11,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from benchmarks.speed import hugging_face, padded
-from madtp_cli.costs.published import CALLS
 from madtp_cli.errors import RecipeError, UsageError
-from madtp_cli.models.base import PrunedModel, towers_of
-from madtp_cli.models.checkpoints import MODELS
+from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.configs import default_config
+from madtp_cli.models.family import family_of, model_class
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import resolve_layers
 from madtp_cli.recipe_sections import LayersSection
@@ -38,7 +37,7 @@ class Subject:
     @property
     def words(self) -> int:
         """Tokens of every sentence: those of the published cost."""
-        return CALLS[self.family, self.task].sample_tokens
+        return family_of(self.family).calls[self.task].sample_tokens
 
 
 SUBJECTS: Mapping[str, Subject] = {
@@ -68,15 +67,15 @@ class Inputs:
         }
 
 
-def pruning(config: Any, family: str, layers: LayersSection) -> PruningSpec:
+def pruning(config: Any, family: str, task: str, layers: LayersSection) -> PruningSpec:
     """Prune in the given layers, by MADTP's scores, to shares that the strength alone decides.
 
     Raises UsageError for a layer that a tower does not have.
     """
     try:
         chosen = {
-            tower: resolve_layers(getattr(layers, tower), count, f"--{tower}-layers")
-            for tower, (count, _) in towers_of(config).items()
+            site.name: resolve_layers(layers.of(site.name), site.layers, f"--{site.name}-layers")
+            for site in model_class(family, task).sites_of(config)
         }
     except RecipeError as error:
         raise UsageError(str(error)) from None
@@ -93,11 +92,9 @@ def pruning(config: Any, family: str, layers: LayersSection) -> PruningSpec:
 def build(subject: Subject, config: Any = None) -> PrunedModel:
     """Build a subject, at full size unless a configuration says otherwise; dense, for its strength is 0."""
     config = default_config(subject.family, subject.task) if config is None else config
-    spec = pruning(config, subject.family, subject.layers)
+    spec = pruning(config, subject.family, subject.task, subject.layers)
     with init_empty_weights():  # drawing them as if to train takes longer than all that is measured
-        model = MODELS[subject.family, subject.task](
-            config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(family=subject.family)
-        )
+        model = spec.model(subject.family, subject.task, config)
     model.to_empty(device="cpu")
     torch.manual_seed(0)
     for parameter in model.parameters():

@@ -60,7 +60,8 @@ def attend_with_statistics(
         scores.append(r.queries.packed(torch.stack(scored, -1)))  # [t, 2]
         rows.append(r.queries)
     columns = packed(scores, rows, spans.total)
-    return packed(outs, rows, spans.total), Statistics(columns[:, 0], columns[:, 1])
+    class_row = None if summary == "none" else columns[:, 0]
+    return packed(outs, rows, spans.total), Statistics(class_row, columns[:, 1])
 
 
 def probabilities(q: Tensor, k: Tensor, queries: Spans, keys: Spans) -> Tensor:

@@ -24,7 +24,7 @@ def statistics(
 
     norms are the log-sum-exp of every query's scaled scores; spans lie end to end, from the first token on.
     """
-    if kernel_works(q.device):
+    if summary != "none" and kernel_works(q.device):  # the kernel knows the other two
         from madtp_cli.attention import received_kernel
 
         found = received_kernel.statistics(
@@ -33,7 +33,8 @@ def statistics(
     else:
         with torch.autocast(q.device.type, enabled=False):
             found = by_blocks(q, k, out, norms, spans, causal=causal, summary=summary)
-    return Statistics(*found)
+    class_row, received = found
+    return Statistics(None if summary == "none" else class_row, received)
 
 
 @cache
@@ -68,6 +69,7 @@ def by_blocks(
     sample = torch.arange(batch, device=q.device)
     ends = spans.end_index(q.device) - spans.start_index(q.device)  # [B]
     chosen = ends if summary == "last" else torch.zeros_like(ends)
+    asking = torch.full_like(ends, -1) if summary == "none" else chosen  # whose own query does not count
 
     row = torch.einsum("bhd,bhnd->bhn", q[sample, :, chosen], k) * scale - norms[sample, :, chosen]  # [B, H, N]
     if causal:
@@ -75,7 +77,7 @@ def by_blocks(
     size = torch.linalg.vector_norm(spans.pad(out).float(), dim=-1).transpose(1, 2)  # [B, H, N]
     class_row = (row.exp() * size).sum(1) / size.sum(1).clamp_min(1e-12)
 
-    counts = (place <= ends[:, None]) & (place != chosen[:, None])  # [B, N]
+    counts = (place <= ends[:, None]) & (place != asking[:, None])  # [B, N]
     received = torch.zeros_like(class_row)
     rows = max(1, BLOCK_ELEMENTS // (batch * heads * length))
     for first in range(0, length, rows):

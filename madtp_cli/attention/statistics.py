@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-Summary = Literal["first", "last"]  # the token that stands for its span: a class token, or the last one (CLIP's EOT)
+Summary = Literal["first", "last", "none"]
+"""The token that stands for its span: a class token, the last one (as an end of text that is read out), or no token."""
 
 # Probabilities exist for this many elements at a time (16 MiB in fp32), in memory that the next block uses again: those
 # of one image of BLIP-B at 384 pixels, never of a batch. Blocks of 3 to 4 MiB, which a core's own cache would hold,
@@ -25,10 +26,11 @@ class Statistics:
     """What a block's self-attention says about its tokens, each [T] float32, without gradient.
 
     class_row: attention paid by the summary token, summed over heads weighted by each head's share of the token's
-    output norm. received: sum over the other queries of the largest probability over heads.
+    output norm; None where no token stands for its span. received: sum over the other queries of the largest
+    probability over heads.
     """
 
-    class_row: Tensor
+    class_row: Tensor | None
     received: Tensor
 
 
@@ -45,9 +47,9 @@ class Visible:
         return Visible(None if self.mask is None else self.mask[spans], self.causal, self.summary)
 
     def place(self, length: int) -> int | Tensor:
-        """Return the place of the summary token in its span: one for all, or [b]."""
-        if self.summary == "first":
-            return 0
+        """Return the place of the summary token in its span: one for all, -1 where there is none, or [b]."""
+        if self.summary != "last":
+            return 0 if self.summary == "first" else -1
         return length - 1 if self.mask is None else self.mask.sum(1) - 1
 
     def hide(self, scores: Tensor, first: int) -> None:

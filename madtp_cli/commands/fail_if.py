@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from madtp_cli.errors import UsageError
+from madtp_cli.families import site_names
 from madtp_cli.recipe_faults import near
 from madtp_cli.results import Threshold
 
@@ -29,7 +30,7 @@ _MEASURED = ("latency_ms", "latency_p90_ms", "latency_runs", "samples_per_second
 _COMPARED = ("macs_ratio", "time_ratio", "efficiency")
 _TIMED = (*_MEASURED, *_COMPARED, "dense", "dense_latency_ms")
 _GROUPS = (*_COUNTED, *_TIMED)
-_TOWERS = ("tokens_kept.vision", "tokens_kept.text")
+_SITES = tuple(f"tokens_kept.{site}" for site in site_names())
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def parse_all(
 def _check_name(condition: Condition, sizes: Sequence[int]) -> None:
     """Refuse a name that no profile with these batch sizes can have; raises UsageError."""
     by_size = [f"{name}.{size}" for name in (*_MEASURED, *_COMPARED) for size in sizes]
-    side = ["gmacs", "params", "size_mib", *_TOWERS, *by_size]
+    side = ["gmacs", "params", "size_mib", *_SITES, *by_size]
     names = [*(f"gmacs.{kind}" for kind in ("dense", "pruned", "reduction")), *side[1:]]
     names += [f"dense_latency_ms.{size}" for size in sizes]
     names += [f"dense.{name}" for name in side if name.partition(".")[0] not in (*_COMPARED, "size_mib")]

@@ -61,7 +61,7 @@ def vision_layers(shape: TowerShape, layers: Sequence[LayerCounts], alignment_to
     for index, layer in enumerate(layers):
         a, b = layer.entering, layer.leaving
         macs[f"{shape.path}.{index}.self_attn"] = 4 * a * c**2 + 2 * a**2 * c
-        macs |= _pruning(f"{shape.path}.{index}.pruning", layer, c, alignment_tokens)
+        macs |= pruning(f"{shape.path}.{index}.pruning", layer, c, alignment_tokens)
         macs[f"{shape.path}.{index}.mlp"] = 2 * b * c * shape.mlp
     return macs
 
@@ -84,7 +84,7 @@ def text_layers(
         a, b = layer.entering, layer.leaving
         path = f"{shape.path}.{index}"
         macs[f"{path}.attention"] = 4 * a * c**2 + 2 * a**2 * c
-        macs |= _pruning(f"{path}.pruning", layer, c, alignment_tokens)
+        macs |= pruning(f"{path}.pruning", layer, c, alignment_tokens)
         if images:
             cross = [2 * b * c**2 + 2 * n * image_width * c + 2 * b * n * c for n in images]
             macs[f"{path}.crossattention"] = torch.stack(cross).sum(0)
@@ -120,7 +120,7 @@ def total(macs: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(macs.values())).sum(0)
 
 
-def _pruning(path: str, layer: LayerCounts, width: int, alignment_tokens: int) -> Macs:
+def pruning(path: str, layer: LayerCounts, width: int, alignment_tokens: int) -> Macs:
     """Count a pruned layer's alignment logits (with folded maps: C per token and alignment token) and its merge.
 
     A layer that may prune has its row even if nothing went, so that batches of one model have the same rows.

@@ -8,8 +8,11 @@ a table of passes and how often each is made. fvcore counts as we do, and `NORM_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 NORM_MACS = 5
 NORMS = "layer norms"
@@ -26,6 +29,7 @@ QUESTION_MEMORY = "the question's keys and values for answers"
 TEXT = "text alone"
 MATCH = "text over an image (ITM)"
 SIMILARITIES = "similarities with a queue"
+MATCHING = "matching"
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,34 @@ class Call:
     sample_tokens: int
 
 
-CALLS: Mapping[tuple[str, str], Call] = {
-    ("blip", "nlvr2"): Call(132.54, 36, {IMAGE: 2, SENTENCE: 1}, 36),
-    ("blip", "caption"): Call(65.72, 15, {IMAGE: 1, CAPTION: 1}, 15),
-    # One image, 32 questions about it, and 47 answers that all read the first question: what is read is projected once.
-    ("blip", "vqa"): Call(186.12, 14, {IMAGE: 1, IMAGE_MEMORY: 1, QUESTION: 32, QUESTION_MEMORY: 1, ANSWER: 47}, 9),
-    # Online and momentum networks; a true pair and two wrong ones; both features against both queues, twice.
-    ("blip", "retrieval"): Call(153.24, 35, {IMAGE: 2, TEXT: 2, MATCH: 3, SIMILARITIES: 4}, 35),
-    ("clip", "retrieval"): Call(395.70, 77, {IMAGE: 2, TEXT: 2, SIMILARITIES: 4}, 77),
-}
+@dataclass(frozen=True)
+class Measured:
+    """Means over samples: MACs by module path, and tokens by site, entering its first layer and leaving each.
+
+    read [S]: tokens of every text that a decoder reads, where there is one; matching: MACs of reading a text over its
+    image once more, where the model does that, whose tokens are named MATCHING.
+    """
+
+    macs: Mapping[str, float]
+    tokens: Mapping[str, Sequence[float]]
+    read: Sequence[int] = ()
+    matching: Mapping[str, float] = field(default_factory=dict)
+
+
+def image_pass(
+    found: Measured, parts: str | tuple[str, ...], images: int, normalised: float
+) -> tuple[Pass, dict[str, float]]:
+    """Split what was measured into the pass of one of a text's images, and the MACs of the rest.
+
+    parts: how the paths of modules begin whose cost is an image's, whatever text is about it.
+    """
+    seen = {path: macs / images for path, macs in found.macs.items() if path.startswith(parts)}
+    return Pass(seen, normalised), {path: macs for path, macs in found.macs.items() if path not in seen}
+
+
+def means(macs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Average costs [S] by module path."""
+    return {path: torch.as_tensor(cost).double().mean().item() for path, cost in macs.items()}
 
 
 def compose(call: Call, passes: Mapping[str, Pass]) -> dict[str, float]:

@@ -30,8 +30,8 @@ from madtp_cli.export.calibration import calibrate, macs_of
 from madtp_cli.export.check import compare
 from madtp_cli.export.folder import INFERENCE, GraphFile, Inference, text_input, write_companions
 from madtp_cli.export.formats import FORMATS, Session, check_installed
+from madtp_cli.export.graphs import export_of
 from madtp_cli.export.schedule import Form, Mode, is_adaptive
-from madtp_cli.export.tasks import export_of
 from madtp_cli.export.trace import quiet
 from madtp_cli.models.base import prunes
 from madtp_cli.models.checkpoints import BUILTIN, open_checkpoint
@@ -104,7 +104,7 @@ def export_checkpoint(checkpoint: str, options: Options, *, seed: int | None, co
             graphs=files,
             text=text_input(processor, job.form.text_tokens),
             **answering(opened, processor),
-            image_size=opened.config.vision_config.image_size,
+            image_size=opened.limits.image_size,
             image_tokens=job.model.image_tokens,
             pruning=opened.spec.to_dict(),
             gmacs=found.gmacs,

@@ -23,6 +23,7 @@ from madtp_cli.engine.profiling.time import BASELINE, SECONDS, measure_speeds, t
 from madtp_cli.errors import UsageError
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
+from madtp_cli.models.family import family_of
 from madtp_cli.recipe import Recipe
 
 FIRST = "pruned"  # the model that a profile is of; further ones are numbered
@@ -169,8 +170,7 @@ def _text_tokens(subject: Subject, given: int | None, convention: str) -> int | 
         check_text_tokens(model, given)
         return given
     if convention == "published":
-        longest: int = model.config.text_config.max_position_embeddings
-        return min(published.CALLS[model.family, model.task].text_tokens, longest)
+        return min(family_of(model.family).calls[model.task].text_tokens, model.limits.text_tokens)
     return subject.text_tokens
 
 
@@ -203,8 +203,9 @@ def _in_convention(model: PrunedModel, costs: Costs, convention: str) -> results
         pruned = passes.second_passes(model, costs.measured)
         more = [results.PassCost(name=name, gmacs=gmacs_of(dense[name], pruned[name])) for name in dense]
         return replace(started, passes=tuple(more), samples=costs.samples)
-    call = published.CALLS[model.family, model.task]
-    whole, left = passes.passes(model, costs.dense_measured), passes.passes(model, costs.measured)
+    family = family_of(model.family)
+    call = family.calls[model.task]
+    whole, left = family.passes(model, costs.dense_measured), family.passes(model, costs.measured)
     modules = published.compose(call, left)
     composition = tuple(
         results.PassCost(name=name, gmacs=gmacs_of(whole[name].published_macs, left[name].published_macs), times=times)

@@ -219,7 +219,7 @@ def _step(recipe: Recipe, subject: Subject, splits: Splits) -> TrainingStep:
         subject.dense if recipe.training.teacher else None,
         auxiliary_heads(recipe, subject.student),
         loss_weights(recipe),
-        guided_layers=_guided_layers(subject.student),
+        guided=_guided(subject.student),
         guidance_scale=_guidance_scale(subject.student),
     )
 
@@ -252,10 +252,12 @@ def _goal(recipe: Recipe, student: PrunedModel, splits: Splits, effort: Effort) 
     return goal
 
 
-def _guided_layers(student: PrunedModel) -> frozenset[int]:
-    """Return the vision layers whose guidance decides, and is taught."""
+def _guided(student: PrunedModel) -> dict[str, frozenset[int]]:
+    """Return the layers of image sites whose guidance decides, and is taught."""
     plan = student.plan
-    return plan.layers["vision"] if plan and "guidance" in plan.pruner.needs else frozenset()
+    if plan is None or "guidance" not in plan.pruner.needs:
+        return {}
+    return {site.name: plan.layers[site.name] for site in student.sites if site.reads == "image" and site.prunes}
 
 
 def _guidance_scale(student: PrunedModel) -> float:

@@ -13,39 +13,38 @@ import torch
 from torch import Tensor
 
 from madtp_cli.costs import analytic
-from madtp_cli.export.schedule import Quotas, leaving_of, protected_of
+from madtp_cli.export.schedule import Quotas, leaving_of
 from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.sites import Site
 
 BISECTIONS = 24
 
 Kept = Mapping[str, Tensor]
-"""By tower the tokens that left every layer: `vision` [S, images per text, layers], and `text` [S, layers] if any."""
+"""By site the tokens that left every layer: of images [S, images per text, layers], of texts [S, layers]."""
 
 
 def kept_of(model: PrunedModel, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read off what a graph or the packed model kept."""
-    vision = outputs["vision_kept"]
-    kept = {"vision": vision.view(len(vision), model.images_per_text, -1)}
-    return kept | ({"text": outputs["text_kept"]} if "text_kept" in outputs else {})
+    found = {site: outputs[f"{site.name}_kept"] for site in model.sites if f"{site.name}_kept" in outputs}
+    return {
+        site.name: kept.view(len(kept), model.images_per_text, -1) if site.reads == "image" else kept
+        for site, kept in found.items()
+    }
 
 
 def macs_of(model: PrunedModel, kept: Kept, text_lengths: Sequence[int]) -> Tensor:
     """Return the cost of S samples that kept so many tokens, each with its own images: int64 [S] MACs."""
-    vision = kept["vision"]
-    samples, images, _ = vision.shape
-    words = torch.tensor(text_lengths)
-    text = kept.get("text")
-    if text is None:
-        text = words[:, None].expand(-1, model.config.text_config.num_hidden_layers)
-    seen = vision.flatten(0, 1)  # [I, layers]
-    counts = {
-        "vision": _layer_counts(model, "vision", torch.full((len(seen),), model.image_tokens), seen),
-        "text": _layer_counts(model, "text", words, text),
-    }
+    samples, images = len(text_lengths), model.images_per_text
+    counts, left = {}, [model.image_tokens] * samples * images
+    for site in model.sites:
+        alone = site.reads == "image"
+        entering = torch.tensor(model.dense_tokens(site, text_lengths)).expand(samples * (images if alone else 1))
+        leaving = kept[site.name].flatten(0, -2) if site.name in kept else entering[:, None].expand(-1, site.layers)
+        counts[site.name] = _layer_counts(model, site.name, entering, leaving)
+        if alone:
+            left = leaving[:, -1].tolist()
     index = torch.arange(samples * images).view(samples, images)
-    return analytic.total(
-        model.macs_of_counts(counts["vision"], counts["text"], seen[:, -1].tolist(), index.tolist(), text_lengths)
-    )
+    return analytic.total(model.macs_of_counts(counts, left, index.tolist(), text_lengths))
 
 
 def calibrate(model: PrunedModel, kept: Kept, text_lengths: Sequence[int]) -> tuple[Quotas, float]:
@@ -70,36 +69,37 @@ def _quotas(model: PrunedModel, kept: Kept, share: float) -> Quotas:
     """Take a quantile of what left every pruned layer, as free tokens: without protected ones and the merged one."""
     assert model.plan is not None
     found: dict[str, dict[int, int]] = {}
-    for tower, layers in model.plan.layers.items():
-        leaving = kept[tower].flatten(0, -2).double().quantile(share, dim=0).round().int().tolist() if layers else []
-        found[tower] = {layer: max(1, leaving[layer] - protected_of(model, tower) - 1) for layer in sorted(layers)}
+    for site in model.sites:
+        layers = sorted(model.plan.layers.get(site.name, ()))
+        left = kept[site.name].flatten(0, -2).double().quantile(share, dim=0).round().int().tolist() if layers else []
+        found[site.name] = {layer: max(1, left[layer] - site.protected - 1) for layer in layers}
     return found
 
 
 def _kept_at(model: PrunedModel, quotas: Quotas, kept: Kept, text_lengths: Sequence[int]) -> dict[str, Tensor]:
     """Return what the same samples keep at fixed quotas."""
-    vision, text = kept["vision"], kept.get("text")
-    image = torch.tensor(_leaving(model, "vision", quotas, model.image_tokens, vision.shape[-1]))
-    found = {"vision": image.expand_as(vision)}
-    if text is None:
-        return found
-    words = [_leaving(model, "text", quotas, length, text.shape[-1]) for length in text_lengths]
-    return {**found, "text": torch.tensor(words)}
+    found = {}
+    for site in (site for site in model.sites if site.name in kept):
+        own = kept[site.name]
+        entering = model.dense_tokens(site, text_lengths)
+        leaving = torch.tensor([_leaving(model, site, quotas, tokens, own.shape[-1]) for tokens in entering])
+        found[site.name] = leaving.expand_as(own) if site.reads == "image" else leaving
+    return found
 
 
-def _leaving(model: PrunedModel, tower: str, quotas: Quotas, entering: int, layers: int) -> list[int]:
+def _leaving(model: PrunedModel, site: Site, quotas: Quotas, entering: int, layers: int) -> list[int]:
     leaving = []
     for layer in range(layers):
-        if layer in quotas.get(tower, {}):
-            entering = leaving_of(model, tower, entering, quotas[tower][layer])
+        if layer in quotas.get(site.name, {}):
+            entering = leaving_of(model, site, entering, quotas[site.name][layer])
         leaving.append(entering)
     return leaving
 
 
-def _layer_counts(model: PrunedModel, tower: str, entering: Tensor, leaving: Tensor) -> list[analytic.LayerCounts]:
+def _layer_counts(model: PrunedModel, site: str, entering: Tensor, leaving: Tensor) -> list[analytic.LayerCounts]:
     """Make the counts of every layer from those that entered the first, [S], and that left each, [S, layers]."""
     plan = model.plan
-    pruned = plan.layers.get(tower, frozenset()) if plan is not None and model.strength > 0 else frozenset()
+    pruned = plan.layers.get(site, frozenset()) if plan is not None and model.strength > 0 else frozenset()
     guided = plan is not None and "guidance" in plan.pruner.needs
     counts = []
     for layer, left in enumerate(leaving.unbind(1)):

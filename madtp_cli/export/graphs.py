@@ -1,9 +1,9 @@
 """What a task hands over to be written: its graphs, and how to use and check them.
 
-A task adds its graphs in a file of its own (as nlvr.py) and a line in tasks.py:
+A family adds the graphs of a task in a file of its own, and names it where its `exports` says:
 
-- a graph is a module over plain tensors that is put together from encoders.ImageEncoder and encoders.TextEncoder, which
-  are given the cuts that schedule.cuts plans for a Form, and returns a tuple of tensors in the order of `outputs`;
+- a graph is a module over plain tensors that is put together from encoders.ImageEncoder and encoders.TextEncoder, whose
+  towers are given the cuts that schedule.cuts plans, and returns a tuple of tensors in the order of `outputs`;
 - `example` are inputs to trace with, at least two samples where the form leaves their number open (a size of one would
   be taken for a constant); `varying` names the dimensions that callers choose;
 - `run` answers a batch of samples through whatever executes the graphs, `expect` through the packed model: both return
@@ -25,9 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from madtp_cli.data.batch import Batch
+from madtp_cli.data.batch import Batch, RetrievalBatch
+from madtp_cli.errors import UsageError
 from madtp_cli.export.padded import NOTHING
 from madtp_cli.export.schedule import Form
+from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.family import families, family_of
 from madtp_cli.models.tower import LayerTrace
 
 Tensors = Mapping[str, Tensor]
@@ -80,20 +83,20 @@ def is_kept(output: str) -> bool:
 def text_axes(model: Any, form: Form) -> tuple[dict[int, Axis], dict[int, Axis]]:
     """Return the varying dimensions of text [B, L] and of anything else [B, ...]."""
     batch = {0: Axis("batch")} if form.batch is None else {}
-    longest: int = model.config.text_config.max_position_embeddings
+    longest: int = model.limits.text_tokens
     return batch | ({1: Axis("text", longest)} if form.text_tokens is None else {}), batch
 
 
 def example_text(model: Any, form: Form) -> dict[str, Tensor]:
     """Make texts to trace with."""
     batch = form.batch or 2
-    length = form.text_tokens or min(7, model.config.text_config.max_position_embeddings)
+    length = form.text_tokens or min(7, model.limits.text_tokens)
     return {"text": torch.ones(batch, length, dtype=torch.int64), "text_lengths": torch.full((batch,), length)}
 
 
 def example_images(model: Any, form: Form) -> Tensor:
     """Make images to trace with, [B, 3, H, W], or [B, 2, 3, H, W] for a model that reads pairs."""
-    size, images = model.config.vision_config.image_size, model.images_per_text
+    size, images = model.limits.image_size, model.images_per_text
     shape = (form.batch or 2, *((images,) if images > 1 else ()), 3, size, size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -106,11 +109,27 @@ def pad_text(batch: Batch, form: Form) -> dict[str, Tensor]:
     return {"text": text, "text_lengths": torch.tensor(batch.text_lengths)}
 
 
-def traced(tower: str, trace: tuple[LayerTrace, ...], rows: Tensor | None = None) -> dict[str, Tensor]:
+def traced(site: str, trace: tuple[LayerTrace, ...], rows: Tensor | None = None) -> dict[str, Tensor]:
     """Return what a packed tower kept as graphs say it; `rows` picks samples, in any shape."""
     kept = torch.stack([torch.tensor(layer.leaving) for layer in trace], 1)
     last = trace[-1]
     places = pad_sequence(list(last.kept.cpu().split(list(last.leaving))), batch_first=True, padding_value=NOTHING)
     if rows is not None:
         kept, places = kept[rows], places[rows]
-    return {f"{tower}_kept": kept, f"{tower}_positions": places}
+    return {f"{site}_kept": kept, f"{site}_positions": places}
+
+
+def recall(samples: Sequence[Batch], outputs: Mapping[str, Tensor]) -> float:
+    """Return the share of texts whose own image is the most similar of all, an image that comes twice counting once."""
+    names = [name for sample in samples if isinstance(sample, RetrievalBatch) for name in sample.image_ids]
+    best = (outputs["text_embeds"] @ outputs["image_embeds"].T).argmax(1).tolist()
+    return sum(names[image] == name for image, name in zip(best, names, strict=True)) / len(names)
+
+
+def export_of(model: PrunedModel) -> TaskExport:
+    """Return how a model is exported; raises UsageError for one that cannot be."""
+    found: TaskExport | None = family_of(model.family).exports().get(model.task)
+    if found is None:
+        known = ", ".join(f"{task} ({family.name})" for family in families() for task in family.exports())
+        raise UsageError(f"export has no graphs for {model.task} ({model.family}); it knows {known}")
+    return found

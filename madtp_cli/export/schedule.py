@@ -14,11 +14,12 @@ import torch
 
 from madtp_cli.export.padded import Cut
 from madtp_cli.models.base import PrunedModel, prunes
+from madtp_cli.models.sites import Site
 from madtp_cli.pruning import Madtp
 
 Mode = Literal["dynamic", "static"]
 Quotas = Mapping[str, Mapping[int, int]]
-"""By tower and layer, the free tokens that every sample keeps."""
+"""By site and layer, the free tokens that every sample keeps."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +47,35 @@ def is_adaptive(model: PrunedModel) -> bool:
 
 
 def cuts(model: PrunedModel, form: Form) -> dict[str, dict[int, Cut]]:
-    """Plan the cuts of a model's towers, by layer; a layer that can drop nothing has none."""
-    found: dict[str, dict[int, Cut]] = {"vision": {}, "text": {}}
+    """Plan the cuts at a model's sites, by layer; a layer that can drop nothing has none."""
+    found: dict[str, dict[int, Cut]] = {site.name: {} for site in model.sites}
     if not prunes(model) or model.plan is None:
         return found
     counted = is_adaptive(model) and form.mode == "dynamic"
-    for tower, layers in model.plan.layers.items():
-        images = tower == "vision"
+    for site in model.sites:
+        images = site.reads == "image"
         alone = images and form.batch == 1 and model.images_per_text == 1
         length = model.image_tokens if images else form.text_tokens
-        for layer in sorted(layers):
-            quota = form.quotas[tower][layer] if is_adaptive(model) and not counted else None
+        for layer in sorted(model.plan.layers.get(site.name, ())):
+            quota = form.quotas[site.name][layer] if is_adaptive(model) and not counted else None
             if counted or length is None:
-                found[tower][layer] = Cut(equal=alone)
+                found[site.name][layer] = Cut(equal=alone)
                 continue
-            leaving = leaving_of(model, tower, length, quota)
+            leaving = leaving_of(model, site, length, quota)
             if leaving < length:
-                share = _share(length - protected_of(model, tower), model.strength)
+                share = _share(length - site.protected, model.strength)
                 known = share if quota is None and images else quota
-                found[tower][layer] = Cut(known, leaving, equal=images)
+                found[site.name][layer] = Cut(known, leaving, equal=images)
             length = leaving
     return found
 
 
-def leaving_of(model: PrunedModel, tower: str, entering: int, quota: int | None = None) -> int:
+def leaving_of(model: PrunedModel, site: Site, entering: int, quota: int | None = None) -> int:
     """Return how many of a sample's tokens leave a pruned layer that keeps `quota` free ones, or the model's share."""
-    protected = protected_of(model, tower)
-    free = entering - protected
+    free = entering - site.protected
     kept = min(free, _share(free, model.strength) if quota is None else quota)
     # Less than two dropped tokens, or none kept: the sample stays as it is (pruning.base.fuse).
-    return entering if free - kept < 2 or kept < 1 else kept + protected + 1
-
-
-def protected_of(model: PrunedModel, tower: str) -> int:
-    """Return how many tokens of a sample no method may drop."""
-    return 2 if model.family == "clip" and tower == "text" else 1
+    return entering if free - kept < 2 or kept < 1 else kept + site.protected + 1
 
 
 def _share(free: int, strength: float) -> int:

@@ -22,20 +22,20 @@ from madtp_cli.pruning.random import POSITIONS
 
 
 class MadtpSelector(nn.Module):
-    """MADTP's scores and threshold (or share) in one layer of a tower."""
+    """MADTP's scores and threshold (or share) in one layer of a site."""
 
     needs_statistics = True
     bias: Tensor | None
     folded: Tensor
 
-    def __init__(self, model: PrunedModel, tower: str, layer: int) -> None:
+    def __init__(self, model: PrunedModel, site: str, layer: int) -> None:
         super().__init__()
         assert model.alignment is not None
         assert model.plan is not None
         assert isinstance(model.plan.pruner, Madtp)
         self.method, self.strength = model.plan.pruner, model.strength
         with torch.no_grad():
-            folded, bias = model.alignment.folded(tower, layer)
+            folded, bias = model.alignment.folded(site, layer)
         self.register_buffer("folded", folded.detach(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
@@ -93,7 +93,7 @@ class RandomSelector(nn.Module):
     needs_statistics = False
     draw: Tensor
 
-    def __init__(self, model: PrunedModel, tower: str, layer: int) -> None:
+    def __init__(self, model: PrunedModel, site: str, layer: int) -> None:
         super().__init__()
         assert model.plan is not None
         assert isinstance(model.plan.pruner, Random)

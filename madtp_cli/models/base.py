@@ -1,4 +1,4 @@
-"""What every task's model is: an image encoder and something that reads it, over packed tokens, pruned by one plan.
+"""What every model is to the rest of madtp: sites where tokens may go, a pass over inputs, and what that pass cost.
 
 Shapes: I images, S samples (texts), T packed tokens, N tokens of one image, K alignment tokens.
 """
@@ -6,43 +6,62 @@ Shapes: I images, S samples (texts), T packed tokens, N tokens of one image, K a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from madtp_cli.alignment import Alignment
 from madtp_cli.costs import analytic
+from madtp_cli.models.limits import Limits, limits_of
+from madtp_cli.models.sites import Site
 from madtp_cli.models.tower import LayerTrace, PruningPlan, TowerOutput, run_tower
-from madtp_cli.tokens import Tokens, gather
+from madtp_cli.tokens import Tokens
 
 ImageIndex = Sequence[int] | Sequence[Sequence[int]]  # the image of every text, or its images
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a pass reads, and what it keeps beside its answers; tasks that read more have a record that adds to it.
+
+    images [I, 3, H, W], normalised; text [T], the ids of S texts, end to end; image_index names every text's image(s).
+    learn: compute what the alignment losses need. probe: keep the attention that text pays to images.
+    """
+
+    images: Tensor
+    text: Tensor
+    text_lengths: Sequence[int]
+    image_index: Any  # an ImageIndex of one kind, which every task knows
+    learn: bool = field(default=False, kw_only=True)
+    probe: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
 class Probe:
-    """The attention that Q queries pay to one image each: probability [Q, H, N] (class token first), image row [Q]."""
+    """The attention that Q queries pay to one image each: probability [Q, H, N] (`prefix` tokens, then the patches) and
+    the image's row [Q].
+    """
 
     probability: Tensor
     image: Tensor
+    prefix: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a forward pass gives for S texts over I images, whatever the task.
+    """What a pass gives for S texts over I images, whatever the task.
 
     logits [R, n]: R distributions that a pruned model is compared with its dense self on; encoded [S, C] the states
-    that logits come from; images the vision tower's tokens after its last norm; vision and text the traces of the
-    towers; text_lengths [S] as given; image_index the image(s) of every text; aligned (images, text), each [S, K, d],
-    where asked for; probes the attention from text to image, where asked for.
+    that logits come from; images the image encoder's tokens after its last norm; traces what happened at every site;
+    text_lengths [S] as given; image_index the image(s) of every text; aligned (images, text), each [S, K, d], where
+    asked for; probes the attention from text to image, where asked for.
     """
 
     logits: Tensor
     encoded: Tensor
     images: Tokens
-    vision: tuple[LayerTrace, ...]
-    text: tuple[LayerTrace, ...] = ()
+    traces: Mapping[str, tuple[LayerTrace, ...]]
     text_lengths: Sequence[int]
     image_index: ImageIndex
     aligned: tuple[Tensor, Tensor] | None = None
@@ -52,16 +71,20 @@ class Output:
 class PrunedModel(nn.Module):
     """Hold what all models share: how they prune (`plan`, `strength`; zero is the dense model) and what they cost.
 
-    A subclass builds `vision_model` (embeddings, encoder.layers, post_layernorm), runs its own text side, and counts it
-    in `_text_macs`.
+    A subclass lists its sites, runs a pass in `run`, and prices it in `macs_of_counts`.
     """
 
-    family: ClassVar[str] = "blip"
+    family: ClassVar[str]
     task: ClassVar[str]
-    prunable: ClassVar[tuple[str, ...]] = ("vision", "text")
-    """Towers that may prune; the others only take part in the alignment."""
     images_per_text: ClassVar[int] = 1
-    vision_model: Any
+    takes: ClassVar[type[Inputs]] = Inputs
+    """The record of what `run` reads."""
+    tied: ClassVar[Mapping[str, str]] = {}
+    """Tensors that are copies of others, by the name of the copy: files may leave them out."""
+    image_encoder: ClassVar[str] = "vision_model"
+    """The module that encodes images, which a model from scratch can take from another checkpoint."""
+    released_least: ClassVar[int] = 1
+    """The fewest tokens of a sample, prefix apart, that the released code prunes a layer to."""
 
     def __init__(
         self, config: Any, *, alignment: Alignment | None = None, plan: PruningPlan | None = None, strength: float = 0.0
@@ -72,22 +95,50 @@ class PrunedModel(nn.Module):
         self.strength = strength
         self.alignment = alignment
 
+    @classmethod
+    def sites_of(cls, config: Any) -> tuple[Site, ...]:
+        """List the sites of a model of this configuration, in the order in which tokens meet them."""
+        raise NotImplementedError
+
+    @classmethod
+    def released_prunes(cls, site: Site) -> bool:
+        """Tell whether the released code prunes at a site."""
+        return site.prunes
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites of this model."""
+        return self.sites_of(self.config)
+
+    @property
+    def limits(self) -> Limits:
+        """What this model can read."""
+        return limits_of(self.config)
+
     @property
     def image_tokens(self) -> int:
-        """Tokens of one image before any pruning, class token included."""
-        vision = self.config.vision_config
-        return int((vision.image_size // vision.patch_size) ** 2 + 1)
+        """Tokens of one image before any pruning."""
+        raise NotImplementedError
 
-    def encode_images(self, images: Tensor, *, learn: bool = False) -> tuple[Tokens, TowerOutput]:
-        """Encode normalised images [I, 3, H, W]: the tokens after the last norm, and what the tower did."""
-        vision = self.run_tower(
-            "vision", self.vision_model.encoder.layers, self.vision_model.embeddings(images), None, learn=learn
+    def dense_tokens(self, site: Site, text_lengths: Sequence[int]) -> Sequence[int]:
+        """Return how many tokens each text has at a site before any pruning; images are all alike, and count once."""
+        return [self.image_tokens] if site.reads == "image" else text_lengths
+
+    def forward(self, images: Tensor | Inputs, *fields: Any, **named: Any) -> Any:
+        """Run a pass over an `Inputs` record, or over its fields, as in `model(**processor(images, texts))`."""
+        if isinstance(images, self.takes):
+            return self.run(images)
+        return self.run(
+            self.takes(**vars(images)) if isinstance(images, Inputs) else self.takes(images, *fields, **named)
         )
-        return vision.tokens.with_x(self.vision_model.post_layernorm(vision.tokens.x)), vision
+
+    def run(self, inputs: Any) -> Output:
+        """Run a pass over what the model takes."""
+        raise NotImplementedError
 
     def run_tower(
         self,
-        tower: str,
+        site: str,
         blocks: Any,
         tokens: Tokens,
         context: Any,
@@ -96,9 +147,9 @@ class PrunedModel(nn.Module):
         prunes: bool = True,
         whole: bool = False,
     ) -> TowerOutput:
-        """Run one tower as this model prunes."""
+        """Run the blocks of a site as this model prunes."""
         return run_tower(
-            tower,
+            site,
             blocks,
             tokens,
             context,
@@ -112,8 +163,7 @@ class PrunedModel(nn.Module):
     def macs(self, output: Output) -> analytic.Macs:
         """Return the exact inference MACs of every sample with its own images, by module path: int64 [S] each."""
         return self.macs_of_counts(
-            self._counts(output.vision),
-            self._counts(output.text),
+            {site: self.counts(trace) for site, trace in output.traces.items()},
             output.images.spans.lengths,
             output.image_index,
             output.text_lengths,
@@ -121,16 +171,12 @@ class PrunedModel(nn.Module):
 
     def dense_macs(self, text_lengths: Sequence[int]) -> analytic.Macs:
         """Return what the unpruned model costs for texts of these lengths, by module path: int64 [S] each."""
-        config = self.config
-        image = analytic.layer_counts([self.image_tokens], [self.image_tokens])
-        words = analytic.layer_counts(text_lengths, text_lengths)
-        return self.macs_of_counts(
-            [image] * config.vision_config.num_hidden_layers,
-            [words] * config.text_config.num_hidden_layers,
-            [self.image_tokens],
-            [[0] * self.images_per_text] * len(text_lengths),
-            text_lengths,
-        )
+        counts = {}
+        for site in self.sites:
+            tokens = self.dense_tokens(site, text_lengths)
+            counts[site.name] = [analytic.layer_counts(tokens, tokens)] * site.layers
+        index = [[0] * self.images_per_text] * len(text_lengths)
+        return self.macs_of_counts(counts, [self.image_tokens], index, text_lengths)
 
     def dense_gmacs(self, text_lengths: Sequence[int]) -> float:
         """Return the unpruned model's mean cost for texts of these lengths, in 1e9 multiply-adds."""
@@ -138,72 +184,34 @@ class PrunedModel(nn.Module):
 
     def macs_of_counts(
         self,
-        vision: Sequence[analytic.LayerCounts],
-        text: Sequence[analytic.LayerCounts],
+        counts: Mapping[str, Sequence[analytic.LayerCounts]],
         image_tokens: Sequence[int],
         image_index: ImageIndex,
         text_lengths: Sequence[int],
     ) -> analytic.Macs:
-        """Count S samples by the tokens that entered and left every layer: of I images, then of the texts.
+        """Count S samples by the tokens that entered and left every layer of every site.
 
         image_tokens are those that left an image's last layer; int64 [S] each, by module path.
         """
-        index = torch.tensor(image_index).view(len(text_lengths), -1)  # [S, images per text]
-        macs = {path: cost[index].sum(1) for path, cost in self._image_macs(vision, image_tokens).items()}
-        return macs | self._text_macs(text, torch.tensor(image_tokens)[index], torch.tensor(text_lengths))
-
-    def _image_macs(self, counts: Sequence[analytic.LayerCounts], image_tokens: Sequence[int]) -> analytic.Macs:
-        """Count encoding each of I images: int64 [I] each."""
-        vision = self.config.vision_config
-        embedding = analytic.patch_embedding(
-            self.image_tokens - 1, vision.patch_size, vision.hidden_size, len(image_tokens)
-        )
-        shape = analytic.TowerShape("vision_model.encoder.layers", vision.hidden_size, vision.intermediate_size)
-        layers = analytic.vision_layers(shape, counts, self._alignment_tokens)
-        return {"vision_model.embeddings": embedding} | layers
-
-    def _text_macs(
-        self, counts: Sequence[analytic.LayerCounts], image_tokens: Tensor, text_lengths: Tensor
-    ) -> analytic.Macs:
-        """Count reading texts: `counts` of the text tower, image_tokens [S, images per text], text_lengths [S]."""
         raise NotImplementedError
 
-    @property
-    def _alignment_tokens(self) -> int:
-        return len(self.alignment.tokens) if self.alignment is not None else 0
-
-    def _counts(self, trace: Sequence[LayerTrace]) -> list[analytic.LayerCounts]:
+    def counts(self, trace: Sequence[LayerTrace]) -> list[analytic.LayerCounts]:
+        """Return what the cost model reads of a trace."""
         guided = self.plan is not None and "guidance" in self.plan.pruner.needs
         return [
             analytic.layer_counts(t.spans.lengths, t.leaving, prunes=t.prunes, guided=t.prunes and guided)
             for t in trace
         ]
 
+    @property
+    def alignment_tokens(self) -> int:
+        """How many alignment tokens guide the pruning."""
+        return len(self.alignment.tokens) if self.alignment is not None else 0
+
 
 def prunes(model: PrunedModel) -> bool:
     """Tell whether a model drops any tokens as it is set."""
     return model.plan is not None and model.strength > 0
-
-
-def passed(
-    images: Tokens, vision: TowerOutput, text: TowerOutput, text_lengths: Sequence[int], image_index: ImageIndex
-) -> dict[str, Any]:
-    """Return the fields of an Output that are the same for every task, from what both towers did.
-
-    Each text's aligned features are paired with the mean of its images'.
-    """
-    aligned = None
-    if vision.aligned is not None and text.aligned is not None:
-        index = torch.tensor(image_index, device=vision.aligned.device).view(len(text.aligned), -1)
-        aligned = gather(vision.aligned, index).mean(1), text.aligned
-    return {
-        "images": images,
-        "vision": vision.trace,
-        "text": text.trace,
-        "text_lengths": text_lengths,
-        "image_index": image_index,
-        "aligned": aligned,
-    }
 
 
 def initialise(model: nn.Module) -> None:
@@ -215,11 +223,3 @@ def initialise(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-
-
-def towers_of(config: Any) -> Mapping[str, tuple[int, int]]:
-    """Name every tower with its number of layers and width."""
-    return {
-        name: (tower.num_hidden_layers, tower.hidden_size)
-        for name, tower in (("vision", config.vision_config), ("text", config.text_config))
-    }

@@ -12,25 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.models.blip.configuration_blip import BlipConfig
-from transformers.models.clip.configuration_clip import CLIPConfig
+from torch import Tensor
 
 from madtp_cli.errors import SourceError
+from madtp_cli.families import FAMILIES, OLDEST
 from madtp_cli.models import layouts
-from madtp_cli.models.base import PrunedModel, towers_of
-from madtp_cli.models.blip import tasks
-from madtp_cli.models.blip.caption import BlipForCaption
-from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.retrieval import TEMPERATURE as CONTRAST
-from madtp_cli.models.blip.retrieval import BlipForRetrieval
-from madtp_cli.models.blip.vqa import BlipForVqa
-from madtp_cli.models.clip.model import ClipForRetrieval
-from madtp_cli.models.configs import MERGE_FROM, adjust, check_config, read_config
+from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.configs import adjust, check_config, read_config
+from madtp_cli.models.family import families, family_of, model_class
 from madtp_cli.models.fetch import SUFFIXES, Fetched, fetch
 from madtp_cli.models.filling import fill
-from madtp_cli.models.layouts import TIED, Layout
+from madtp_cli.models.layouts import Layout
+from madtp_cli.models.limits import Limits, limits_of
+from madtp_cli.models.sites import Site
 from madtp_cli.models.spec import PruningSpec
+from madtp_cli.models.starting import start
 from madtp_cli.models.weights import WEIGHTS as WEIGHTS
 from madtp_cli.models.weights import one_line, read_file, read_folder, read_json, save
 
@@ -40,23 +36,6 @@ CONFIG = "config.json"
 _OF_FOLDER = re.compile(r"^(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)$")
 TEMPERATURE = "pruning_temperature"  # the override that is no setting of a model
 RELEASED_STRENGTH = 0.5  # whose threshold is the published one
-
-MODELS: Mapping[tuple[str, str], type[PrunedModel]] = {
-    ("blip", "nlvr2"): BlipForNlvr,
-    ("blip", "vqa"): BlipForVqa,
-    ("blip", "caption"): BlipForCaption,
-    ("blip", "retrieval"): BlipForRetrieval,
-    ("clip", "retrieval"): ClipForRetrieval,
-}
-CONFIGS: Mapping[str, type[Any]] = {"blip": BlipConfig, "clip": CLIPConfig}
-ARCHITECTURES = {
-    "BlipForQuestionAnswering": ("blip", "vqa"),
-    "BlipForConditionalGeneration": ("blip", "caption"),
-    "BlipForImageTextRetrieval": ("blip", "retrieval"),
-    "CLIPModel": ("clip", "retrieval"),
-    **{model.__name__: key for key, model in MODELS.items()},
-}
-"""What `architectures` in a config.json may say, HF's names and ours."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +53,26 @@ class Checkpoint:
     spec: PruningSpec
     budget: Mapping[str, Any]
     state: Mapping[str, Tensor] = field(repr=False)
-    family: str = "blip"
+    family: str = OLDEST
     source: str = ""
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     started_from: str | None = None
 
     @property
-    def towers(self) -> dict[str, tuple[int, int]]:
-        """Name every tower with its number of layers and width."""
-        return dict(towers_of(self.config))
+    def sites(self) -> tuple[Site, ...]:
+        """The places of its model where tokens may go."""
+        return model_class(self.family, self.task).sites_of(self.config)
+
+    @property
+    def limits(self) -> Limits:
+        """What its model can read."""
+        return limits_of(self.config)
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Tensors of its model that are copies of others, by the name of the copy."""
+        return model_class(self.family, self.task).tied
 
     @property
     def size_mib(self) -> float:
@@ -98,13 +87,9 @@ class Checkpoint:
         not finite.
         """
         chosen = self.spec if spec is None else spec
-        model = MODELS[self.family, self.task](
-            self.config,
-            alignment=chosen.alignment(self.towers),
-            plan=chosen.plan(merge_gradient=merge_gradient, family=self.family),
-            strength=chosen.strength,
-        )
-        fill(model, self.state, self.source, fresh_alignment=spec is not None, fresh=set(self.fresh))
+        model = chosen.model(self.family, self.task, self.config, merge_gradient=merge_gradient)
+        fresh = set(self.fresh)
+        fill(model, self.state, self.source, fresh_alignment=spec is not None, fresh=fresh, tied=model.tied)
         return model.eval()
 
 
@@ -161,16 +146,17 @@ def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: 
     block = data.pop("madtp", {})
     if not isinstance(block, dict):
         raise SourceError(f"{path}: madtp must be a JSON object, got {type(block).__name__}")
-    family, own, budget = block.pop("family", "blip"), block.pop("task", "nlvr2"), block.pop("budget", {})
+    family, own, budget = block.pop("family", OLDEST), block.pop("task", "nlvr2"), block.pop("budget", {})
     if not ours:
         family, own = _architecture(data, path)
-    if family not in CONFIGS or (own and (family, own) not in MODELS):
-        known = ", ".join(f"{task} ({family})" for family, task in MODELS)
+    if family not in FAMILIES or (own and own not in FAMILIES[family].sites):
+        known = ", ".join(f"{task} ({name})" for name, entry in FAMILIES.items() for task in entry.sites)
         raise SourceError(f"{path}: is for {own} ({family}); this madtp knows {known}, try upgrading")
+    kind = family_of(family)
     try:
-        config = CONFIGS[family].from_dict(data)
+        config = kind.configuration.kind.from_dict(data)
     except Exception as error:  # transformers validates with errors of several libraries
-        raise SourceError(f"{path}: is no configuration of {family.upper()}: {one_line(error)}") from error
+        raise SourceError(f"{path}: is no configuration of {kind.title}: {one_line(error)}") from error
     spec = PruningSpec.from_dict(block, str(path))
     state = read_folder(folder)
     notes: tuple[str, ...] = ()
@@ -179,30 +165,30 @@ def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: 
         if family != found.family or (own and own != found.task):
             raise SourceError(
                 f"{path}: says {', '.join(data.get('architectures') or ())}, but the tensors beside it are those of "
-                f"{found.family.upper()} for {found.task}; are both files of one checkpoint?"
+                f"{family_of(found.family).title} for {found.task}; are both files of one checkpoint?"
             )
         state, extras = layouts.to_hf(state, source)
-        state, noted = _with_contrast(state, found, task)
+        state, noted = _completed(state, found, task)
         own, notes = found.task, _left_out(extras) + noted
-        spec = _released_spec(state, (family, found.task), towers_of(config), None, source)
+        spec = _released_spec(state, family, found.task, config, None, source)
     if ours and not overrides:
         check_config(config, family, str(path))
     else:
         config = adjust(config, family, overrides, source if overrides else str(path))
-    start = tasks.start(state, family, own, task, getattr(config.text_config, "merge_from", MERGE_FROM), source)
-    kept, resized = _at_size(start.state, config, overrides)
+    begun = start(state, family, own, task, config.text_config.to_dict(), source)
+    kept, resized = _at_size(begun.state, config, overrides)
     return Checkpoint(
         folder=folder,
         config=config,
-        task=start.task,
+        task=begun.task,
         spec=spec,
         budget=budget,
         state=kept,
         family=family,
         source=source,
-        fresh=start.fresh,
-        notes=notes + start.notes + resized,
-        started_from=start.started_from,
+        fresh=begun.fresh,
+        notes=notes + begun.notes + resized,
+        started_from=begun.started_from,
     )
 
 
@@ -215,65 +201,63 @@ def _open_file(path: Path, source: str, overrides: Mapping[str, Any], task: str 
         )
     found = layouts.recognise(weights.tensors, source)
     tensors, extras = layouts.to_hf(weights.tensors, source)
-    tensors, noted = _with_contrast(tensors, found, task)
-    merge_from = overrides.get("merge_from", MERGE_FROM)
-    start = tasks.start(tensors, found.family, found.task, task, merge_from, source)
-    config = read_config(start.state, found, start.task, overrides, source)
-    spec = _released_spec(start.state, (found.family, start.task), towers_of(config), weights.temperature, source)
-    kept, resized = _at_size(start.state, config, overrides)
+    tensors, noted = _completed(tensors, found, task)
+    begun = start(tensors, found.family, found.task, task, overrides, source)
+    config = read_config(begun.state, found, begun.task, overrides, source)
+    spec = _released_spec(begun.state, found.family, begun.task, config, weights.temperature, source)
+    kept, resized = _at_size(begun.state, config, overrides)
     return Checkpoint(
         folder=None,
         config=config,
-        task=start.task,
+        task=begun.task,
         spec=spec,
         budget={},
         state=kept,
         family=found.family,
         source=source,
-        fresh=start.fresh,
-        notes=_left_out(extras) + noted + start.notes + resized,
-        started_from=start.started_from,
+        fresh=begun.fresh,
+        notes=_left_out(extras) + noted + begun.notes + resized,
+        started_from=begun.started_from,
     )
 
 
 def _architecture(data: Mapping[str, Any], path: Path) -> tuple[str, str | None]:
     """Read family and task off HF's config.json, the task None where it does not say."""
+    known = list(families())
+    names = {name: (family.name, task) for family in known for name, task in family.architectures.items()}
+    ours = {model.__name__: (family.name, task) for family in known for task, model in family.models.items()}
     named = data.get("architectures") or []
-    if isinstance(named, list) and len(named) == 1 and named[0] in ARCHITECTURES:
-        return ARCHITECTURES[named[0]]
-    kind = data.get("model_type", "blip")
-    if named or kind not in CONFIGS:
+    if isinstance(named, list) and len(named) == 1 and named[0] in (both := names | ours):
+        return both[named[0]]
+    kind = data.get("model_type", OLDEST)
+    if named or kind not in FAMILIES:
         raise SourceError(
             f"{path}: is the configuration of {named or kind}; the checkpoints of HF that madtp opens are "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(names | ours)}"
         )
     return kind, None
 
 
 def _released_spec(
-    state: Mapping[str, Tensor],
-    kind: tuple[str, str],
-    towers: Mapping[str, tuple[int, int]],
-    temperature: float | None,
-    where: str,
+    state: Mapping[str, Tensor], family: str, task: str, config: Any, temperature: float | None, where: str
 ) -> PruningSpec:
     """Describe how the released code prunes with the alignment tokens it saved; dense where there are none."""
     if (tokens := state.get("alignment.tokens")) is None:
         return PruningSpec()
+    model = model_class(family, task)
+    sites = model.sites_of(config)
     dim, mapped = tokens.shape[-1], any(key.startswith("alignment.maps.") for key in state)
-    if not mapped and (unlike := [f"{name} {width}" for name, (_, width) in towers.items() if width != dim]):
+    if not mapped and (unlike := [f"{site.name} {site.width}" for site in sites if site.width != dim]):
         raise SourceError(
             f"{where}: has alignment tokens {dim} wide and no maps to them, but towers of other widths: "
             f"{', '.join(unlike)}; is it complete?"
         )
-    # It prunes CLIP's text only until the batch's last EOT would move, which ours follows instead: dense text.
-    pruned = ("vision",) if kind[0] == "clip" else MODELS[kind].prunable
     return PruningSpec(
         method="madtp",
         variant="released",
         temperature=temperature or 0.0,
         strength=RELEASED_STRENGTH,
-        layers={tower: tuple(range(towers[tower][0])) for tower in pruned},
+        layers={site.name: tuple(range(site.layers)) for site in sites if model.released_prunes(site)},
         alignment_tokens=len(tokens),
         alignment_dim=dim,
         projection="per_layer" if mapped else "none",
@@ -310,26 +294,22 @@ def _left_out(extras: Mapping[str, Tensor]) -> tuple[str, ...]:
     return (f"left out {count} tensors that only training used: momentum copies, queues",) if count else ()
 
 
-def _with_contrast(
+def _completed(
     state: dict[str, Tensor], found: layouts.Found, task: str | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Add the temperature that HF's retrieval models do not store, and say so; any other layout must have it."""
-    lacking = found == layouts.Found("hf", "blip", "retrieval") and "temp" not in state
-    if not lacking or task not in (None, found.task):
-        return state, ()
-    note = f"no temperature of the contrastive loss (temp) is stored, as in all of Hugging Face's: {CONTRAST} is taken"
-    return {**state, "temp": torch.tensor(CONTRAST)}, (note,)
+    """Add what files of a layout leave out, and say so, if they are opened for their own task."""
+    return family_of(found.family).complete(state, found) if task in (None, found.task) else (state, ())
 
 
-def export_state(source: nn.Module | Checkpoint, layout: Layout) -> dict[str, Tensor]:
+def export_state(source: PrunedModel | Checkpoint, layout: Layout) -> dict[str, Tensor]:
     """Write a model's or checkpoint's tensors back under HF's, Salesforce's or OpenAI's names.
 
     Salesforce's also get the tied copies and position ids that its code expects; HF's leave the copies out. No two
     tensors share memory. Raises SourceError for tensors that the layout has no place for.
     """
     state = source.state if isinstance(source, Checkpoint) else source.state_dict()
-    exported = layouts.from_hf({key: value for key, value in state.items() if key not in TIED}, {}, layout)
-    return layouts.with_constants(exported) if layout == "salesforce" else exported
+    exported = layouts.from_hf({key: value for key, value in state.items() if key not in source.tied}, {}, layout)
+    return layouts.finished(exported, layout)
 
 
 def save_weights(
@@ -345,7 +325,7 @@ def save_weights(
     data["architectures"] = [type(model).__name__]
     data["madtp"] = {"family": model.family, "task": task, **spec.to_dict(), "budget": dict(budget)}
     (folder / CONFIG).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    own = {key: value for key, value in model.state_dict().items() if key not in TIED}
+    own = {key: value for key, value in model.state_dict().items() if key not in model.tied}
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in own.items()}
     save(state, folder / WEIGHTS)
     # safetensors lets nobody else read its files; whoever may read the configuration may read the weights.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.layouts import TIED
 
 MOST_FAULTS = 8  # tensors named when weights do not fit; a wrong width touches all of them
 
@@ -29,12 +28,14 @@ def fill(
     *,
     fresh_alignment: bool = False,
     fresh: Collection[str] = (),
+    tied: Mapping[str, str] | None = None,
 ) -> None:
     """Load tensors into a model, refusing anything that does not match.
 
     With `fresh_alignment`, alignment tensors may be absent or of another shape (the module is then trained anew);
-    those named by `fresh` may be absent. Raises WeightsError with one fault per tensor, also for tensors that fit and
-    hold NaN or infinity, as a training that diverged leaves them.
+    those named by `fresh` may be absent, and so may copies of other tensors, which `tied` names. Raises WeightsError
+    with one fault per tensor, also for tensors that fit and hold NaN or infinity, as a training that diverged leaves
+    them.
     """
     own = model.state_dict()
     state = dict(state)
@@ -43,7 +44,7 @@ def fill(
             if key not in own or key not in state or own[key].shape != state[key].shape:
                 state.pop(key, None)
                 own.pop(key, None)
-    faults = _tie(own, state)
+    faults = _tie(own, state, tied or {})
     state |= {key: own[key] for key in fresh if key in own and key not in state}
     faults += [f"missing {key}" for key in own if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in own]
@@ -54,7 +55,7 @@ def fill(
     ]
     if faults:
         raise WeightsError(where, f"{len(faults)} tensors do not match the model", faults) from _whole(faults)
-    untied = [key for key in own if key in state and key not in TIED]
+    untied = [key for key in own if key in state and key not in (tied or {})]
     if broken := [key for key in untied if not is_finite(state[key])]:
         what = f"NaN or infinite weights in {len(broken)} of {len(untied)} tensors"
         hint = "fetch it again, or take one saved before its training diverged"
@@ -76,10 +77,10 @@ def _whole(faults: Sequence[str]) -> ValueError:
     return ValueError("\n".join(faults))
 
 
-def _tie(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> list[str]:
-    """Complete or drop the language head's copies of other tensors; the faults are copies that differ."""
+def _tie(own: Mapping[str, Tensor], state: dict[str, Tensor], tied_to: Mapping[str, str]) -> list[str]:
+    """Complete or drop copies of other tensors; the faults are copies that differ."""
     faults = []
-    for copy, original in TIED.items():
+    for copy, original in tied_to.items():
         if (tied := state.pop(copy, None)) is not None and not _same(tied, state.setdefault(original, tied)):
             faults.append(f"{copy} differs from {original}, which the model ties it to")
         if copy in own and original in state:

@@ -6,7 +6,7 @@ two cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from PIL.Image import Image
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.clip.model import LEGACY_EOS
+from madtp_cli.families import OLDEST
+from madtp_cli.models.family import family_of
 from madtp_cli.models.weights import one_line, read_json
 
 DECODE, ENCODE = "[DEC]", "[ENC]"
@@ -24,8 +25,6 @@ MERGED = "processor_config.json"  # where transformers 5 puts the same
 FILES = (IMAGES, "tokenizer.json", "tokenizer_config.json")
 # What tells that a folder has a tokenizer, whichever kind it is.
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
-# The tokenizers that published checkpoints were trained with; a file of weights does not bring one.
-PUBLISHED = {"blip": "bert-base-uncased", "clip": "openai/clip-vit-large-patch14"}
 
 
 class Processor:
@@ -35,7 +34,7 @@ class Processor:
     """
 
     def __init__(
-        self, image_processor: Any, tokenizer: Any, *, family: str = "blip", task: str = "nlvr2", longest: int = 512
+        self, image_processor: Any, tokenizer: Any, *, family: str = OLDEST, task: str = "nlvr2", longest: int = 512
     ) -> None:
         self.image_processor = image_processor
         self.tokenizer = tokenizer
@@ -45,7 +44,7 @@ class Processor:
 
     @classmethod
     def from_words(
-        cls, words: Sequence[str], image_size: int, *, family: str = "blip", task: str = "nlvr2", longest: int = 64
+        cls, words: Sequence[str], image_size: int, *, family: str = OLDEST, task: str = "nlvr2", longest: int = 64
     ) -> Processor:
         """Make the processor of a model whose vocabulary is a list of whole words, special tokens first."""
         from transformers import BertTokenizer
@@ -60,7 +59,7 @@ class Processor:
         cls,
         folder: Path | None,
         *,
-        family: str = "blip",
+        family: str = OLDEST,
         task: str = "nlvr2",
         image_size: int | None = None,
         tokenizer: str | None = None,
@@ -77,10 +76,11 @@ class Processor:
             for name in FILES if tokenizer is None else (IMAGES,):
                 if not (folder / name).is_file():
                     raise SourceError(f"{folder / name}: no such file; the checkpoint folder is incomplete")
+        kind = family_of(family).processing
         own = folder is not None and any((folder / name).is_file() for name in _TOKENIZERS)
-        words = _tokenizer(str(folder) if own and tokenizer is None else tokenizer or PUBLISHED[family], family)
+        words = _tokenizer(str(folder) if own and tokenizer is None else tokenizer or kind.tokenizer, kind.tokens)
         if folder is not None and any((folder / name).is_file() for name in (IMAGES, MERGED)):
-            images = _read(lambda: _image_class(family).from_pretrained(folder, local_files_only=True), str(folder))
+            images = _read(lambda: kind.images().from_pretrained(folder, local_files_only=True), str(folder))
             if image_size is not None:
                 images = image_processor(family, image_size, mean=images.image_mean, std=images.image_std)
         else:
@@ -112,7 +112,7 @@ class Processor:
     def words(self, text: str) -> list[int]:
         """Return the ids of a text as the task's encoder (for captions: decoder) reads it, cut to what it takes."""
         ids = self.tokenizer(text, truncation=True, max_length=self.longest)["input_ids"]
-        first = {"nlvr2": ENCODE, "vqa": ENCODE, "caption": DECODE}.get(self.task)
+        first = family_of(self.family).processing.openings.get(self.task)
         return list(ids) if first is None else [self._id(first), *ids[1:]]
 
     def answer(self, text: str) -> list[int]:
@@ -207,7 +207,7 @@ def check_tokenizer(processor: Processor, config: Any, where: str) -> None:
     faults = []
     if last >= text.vocab_size:
         faults.append(f"it has {last + 1} words and the model {text.vocab_size}")
-    for name, key, found, wanted in _special_ids(processor, text, last):
+    for name, key, found, wanted in family_of(processor.family).processing.special_ids(processor, text, last):
         if wanted is not None and found != wanted:
             faults.append(f"{name} is {found} and in the model {wanted} (model.config.{key})")
     if faults:
@@ -217,48 +217,14 @@ def check_tokenizer(processor: Processor, config: Any, where: str) -> None:
         )
 
 
-def _special_ids(processor: Processor, text: Any, last: int) -> Iterator[tuple[str, str, int | None, int | None]]:
-    """Name each special token that a task uses, its override, and its id in the tokenizer and in the model."""
-    tokenizer = processor.tokenizer
-    ids = tokenizer("a")["input_ids"] or [None]
-    if processor.family == "clip":
-        end = text.eos_token_id
-        yield "the end of a text", "eos_token_id", ids[-1], last if end == LEGACY_EOS else end
-        return
-    vocabulary = tokenizer.get_vocab()
-    writes = processor.task in ("vqa", "caption")
-    if processor.task == "retrieval":
-        yield "[CLS]", "cls_token_id", ids[0], getattr(text, "cls_token_id", None)
-    if processor.task != "caption":
-        yield ENCODE, "enc_token_id", vocabulary.get(ENCODE), getattr(text, "enc_token_id", None)
-    if writes:
-        yield DECODE, "dec_token_id", vocabulary.get(DECODE), text.bos_token_id
-        yield "[PAD]", "pad_token_id", tokenizer.pad_token_id, text.pad_token_id
-    yield "[SEP]", "sep_token_id", ids[-1], text.sep_token_id
-
-
 def image_processor(family: str, size: int, **normalise: Any) -> Any:
-    """Make the family's image processor: BLIP squeezes an image into a square, CLIP cuts the middle out."""
-    settings = {f"image_{name}": value for name, value in normalise.items()}
-    if family == "clip":
-        crop = {"height": size, "width": size}
-        return _image_class(family)(size={"shortest_edge": size}, crop_size=crop, **settings)
-    return _image_class(family)(size={"height": size, "width": size}, **settings)
+    """Make the family's image processor, for square images of a size."""
+    kind = family_of(family).processing
+    return kind.images()(**kind.squared(size), **{f"image_{name}": value for name, value in normalise.items()})
 
 
-def _image_class(family: str) -> Any:
-    # The PIL backend whether torchvision is there or not: the two resize slightly differently.
-    if family == "clip":
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-        return CLIPImageProcessorPil
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-    return BlipImageProcessorPil
-
-
-def _tokenizer(name: str, family: str) -> Any:
-    """Open a tokenizer and give it BLIP's two special tokens if it lacks them."""
+def _tokenizer(name: str, tokens: Sequence[str]) -> Any:
+    """Open a tokenizer and give it special tokens if it lacks them."""
     folder = Path(name)
     if not folder.is_dir():
         folder = _fetched(name)
@@ -269,10 +235,8 @@ def _tokenizer(name: str, family: str) -> Any:
             "hub id, as model.tokenizer"
         )
     tokenizer = _read(lambda: _tokenizer_class().from_pretrained(folder, local_files_only=True), str(folder))
-    if family == "blip":
-        missing = [token for token in (DECODE, ENCODE) if token not in tokenizer.get_vocab()]
-        if missing:
-            tokenizer.add_special_tokens({"additional_special_tokens": missing})
+    if missing := [token for token in tokens if token not in tokenizer.get_vocab()]:
+        tokenizer.add_special_tokens({"additional_special_tokens": missing})
     return tokenizer
 
 

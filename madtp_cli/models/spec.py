@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -10,12 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from madtp_cli.alignment import Alignment, Projection
 from madtp_cli.errors import SourceError
+from madtp_cli.models.base import PrunedModel
+from madtp_cli.models.family import model_class
+from madtp_cli.models.sites import Site
 from madtp_cli.models.tower import PruningPlan
 from madtp_cli.pruning import PRUNERS, Madtp
 from madtp_cli.pruning.madtp import Variant
-
-RELEASED_LEAST = {"clip": 2}
-"""The fewest tokens, class token apart, that the released code prunes a layer to, in families where it is not one."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,22 @@ class PruningSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {**asdict(self), "layers": {tower: list(chosen) for tower, chosen in self.layers.items()}}
+        return {**asdict(self), "layers": {site: list(chosen) for site, chosen in self.layers.items()}}
 
-    def plan(self, *, merge_gradient: bool = False, family: str = "blip") -> PruningPlan | None:
+    def model(self, family: str, task: str, config: Any, *, merge_gradient: bool = False) -> PrunedModel:
+        """Build a family's model for a task that prunes so, with weights as they are drawn."""
+        kind = model_class(family, task)
+        return kind(
+            config,
+            alignment=self.alignment(kind.sites_of(config)),
+            plan=self.plan(merge_gradient=merge_gradient, least=kind.released_least),
+            strength=self.strength,
+        )
+
+    def plan(self, *, merge_gradient: bool = False, least: int = 1) -> PruningPlan | None:
         """Build the method and its layers; None for a dense model or temperature 0, which prunes nothing.
 
-        `family` matters to the released variant alone, whose code differs between families.
+        `least` matters to the released variant alone: the fewest tokens, prefix apart, that its code prunes a layer to.
         """
         if self.method == "none" or self.temperature == 0:
             return None
@@ -76,14 +86,15 @@ class PruningSpec:
                 "tokens": self.tokens,
                 "temperature": self.temperature,
                 "merge_gradient": merge_gradient,
-                "least": RELEASED_LEAST.get(family, 1),
+                "least": least,
             }
         return PruningPlan(
-            PRUNERS[self.method](**options), {tower: frozenset(chosen) for tower, chosen in self.layers.items()}
+            PRUNERS[self.method](**options), {site: frozenset(chosen) for site, chosen in self.layers.items()}
         )
 
-    def alignment(self, towers: Mapping[str, tuple[int, int]]) -> Alignment | None:
-        """Build the alignment module for towers {name: (layers, width)}, if the checkpoint has one."""
+    def alignment(self, sites: Sequence[Site]) -> Alignment | None:
+        """Build the alignment module for a model's sites, if the checkpoint has one."""
         if not self.alignment_tokens:
             return None
-        return Alignment(self.alignment_tokens, self.alignment_dim, towers, self.projection)
+        sizes = {site.name: (site.layers, site.width) for site in sites}
+        return Alignment(self.alignment_tokens, self.alignment_dim, sizes, self.projection)

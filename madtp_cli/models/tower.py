@@ -1,4 +1,4 @@
-"""The one loop over transformer blocks: every tower of every model runs here, dense or pruned."""
+"""The one loop over transformer blocks: every site of every model runs here, dense or pruned."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from madtp_cli.alignment import Alignment, TowerAlignment, strongest
+from madtp_cli.alignment import Alignment, SiteAlignment, strongest
 from madtp_cli.attention import Statistics
-from madtp_cli.pruning import Evidence, Pruner
+from madtp_cli.pruning import STATISTICS, Evidence, Pruner
 from madtp_cli.tokens import Spans, Tokens, compact
 
 Context = TypeVar("Context", contravariant=True)
@@ -31,9 +31,21 @@ class Block(Protocol[Context]):
         """Run the block's remaining sub-layers."""
 
 
+class Passage:
+    """A block that does nothing, for a site between two parts of a model: `run_tower` only prunes there."""
+
+    def attend(self, tokens: Tokens, *, statistics: bool) -> tuple[Tokens, Statistics | None]:
+        """Return the tokens as they are; nobody attends, so there are no statistics."""
+        return tokens, None
+
+    def finish(self, tokens: Tokens, context: object) -> Tokens:
+        """Return the tokens as they are."""
+        return tokens
+
+
 @dataclass(frozen=True)
 class PruningPlan:
-    """Which method prunes, and in which layers of which tower."""
+    """Which method prunes, and in which layers of which site."""
 
     pruner: Pruner
     layers: Mapping[str, frozenset[int]]
@@ -43,12 +55,14 @@ class PruningPlan:
 class LayerTrace:
     """What one layer did to a batch of B samples.
 
-    spans and position describe the tokens that entered; leaving [B] counts those after pruning (class token counted in
-    both). guidance [T] is each entering token's best alignment logit, where it was computed.
+    spans and position describe the tokens that entered, of which `prefix` opened every sample; leaving [B] counts those
+    after pruning (the prefix counted in both). guidance [T] is each entering token's best alignment logit, where it was
+    computed.
     """
 
-    tower: str
+    site: str
     layer: int
+    prefix: int
     spans: Spans
     position: Tensor
     leaving: tuple[int, ...]
@@ -82,7 +96,7 @@ class TowerOutput:
 
 
 def run_tower(
-    tower: str,
+    site: str,
     blocks: Iterable[Block[Context]],
     tokens: Tokens,
     context: Context,
@@ -100,10 +114,10 @@ def run_tower(
     the first step on. Unless the batch must stay `whole`, samples that have nothing to do with each other (no context,
     no method that compares them) run in parts small enough for a CPU's caches.
     """
-    planned = plan.layers.get(tower, frozenset()) if plan else frozenset()
+    planned = plan.layers.get(site, frozenset()) if plan else frozenset()
     layers = planned if strength > 0 else frozenset()
     guided = planned if plan and "guidance" in plan.pruner.needs and torch.is_grad_enabled() else frozenset()
-    guide = None if alignment is None else alignment.tower(tower)
+    guide = None if alignment is None else alignment.site(site)
     couples = bool(layers and plan and plan.pruner.couples)
     most = part_tokens(tokens.x) if context is None and not (learn or couples or whole) else tokens.spans.total
     parts = tokens.split(most)
@@ -111,7 +125,7 @@ def run_tower(
     pooled: list[Tensor] = []  # [B, K, C] of every layer
     for layer, block in enumerate(blocks):
         pruner = plan.pruner if plan and layer in layers else None
-        step: _Step[Context] = _Step(tower, layer, pruner, strength, guide, learn, layer in guided)
+        step: _Step[Context] = _Step(site, layer, pruner, strength, guide, learn, layer in guided)
         done = [step.run(block, part, context) for part in parts]
         trace.append(LayerTrace.join([each.trace for each in done]))
         pooled += [each.pooled for each in done if each.pooled is not None]
@@ -130,11 +144,11 @@ class _Done:
 class _Step(Generic[Context]):
     """What one layer does to any part of a batch."""
 
-    tower: str
+    site: str
     layer: int
     pruner: Pruner | None
     strength: float
-    guide: TowerAlignment | None
+    guide: SiteAlignment | None
     learn: bool
     guided: bool
 
@@ -144,15 +158,16 @@ class _Step(Generic[Context]):
         if self.guide is not None and (self.learn or self.guided or (pruner and "guidance" in pruner.needs)):
             logits = self.guide.logits(tokens.x, self.layer)
             if self.learn:
-                pooled = self.guide.pooled(tokens.x, tokens.spans, logits)
+                pooled = self.guide.pooled(tokens, logits)
         entering = tokens
-        tokens, statistics = block.attend(tokens, statistics=pruner is not None and "statistics" in pruner.needs)
+        tokens, statistics = block.attend(tokens, statistics=pruner is not None and bool(pruner.needs & STATISTICS))
         if pruner:
             evidence = Evidence(tokens, self.layer, statistics, logits)
             tokens = compact(tokens, pruner.select(evidence, self.strength))  # [T', C]
         trace = LayerTrace(
-            tower=self.tower,
+            site=self.site,
             layer=self.layer,
+            prefix=entering.prefix,
             spans=entering.spans,
             position=entering.position,
             leaving=tokens.spans.lengths,

@@ -13,7 +13,9 @@ from torch import Tensor
 from madtp_cli.attention import Statistics
 from madtp_cli.tokens import Selection, Spans, Tokens
 
-Need = Literal["statistics", "guidance"]
+Need = Literal["class_row", "received", "guidance"]
+"""What a method may ask of a site: the two statistics of its self-attention, and alignment logits."""
+STATISTICS: frozenset[Need] = frozenset({"class_row", "received"})
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Evidence:
 
     tokens: Tokens
     layer: int
-    statistics: Statistics | None  # of this layer's self-attention, if the method needs it
+    statistics: Statistics | None  # of this layer's self-attention, if the method needs any
     guidance: Tensor | None  # [T, K] raw alignment logits of the block's input, if the method needs them
 
 
@@ -75,4 +77,4 @@ def _share(scores: Tensor, spans: Spans) -> Tensor:
     return scores / spans.spread(total.masked_fill(total == 0, 1.0))
 
 
-__all__ = ["Evidence", "Need", "Pruner", "Selection", "Spans", "fuse", "keep_share", "normalise"]
+__all__ = ["STATISTICS", "Evidence", "Need", "Pruner", "Selection", "Spans", "fuse", "keep_share", "normalise"]

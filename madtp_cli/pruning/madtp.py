@@ -32,7 +32,7 @@ class Madtp:
     the published threshold would leave the batch fewer tokens per sample, it keeps all (2 in the released CLIP).
     """
 
-    needs: frozenset[Need] = frozenset({"statistics", "guidance"})
+    needs: frozenset[Need] = frozenset({"class_row", "received", "guidance"})
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class Madtp:
 
     def importance(self, evidence: Evidence, logits: Tensor) -> Tensor:
         """Return TIS [T], the mean of class attention, attention received and alignment; zero for protected tokens."""
-        assert evidence.statistics is not None
-        tokens = evidence.tokens
-        statistics = evidence.statistics
+        tokens, statistics = evidence.tokens, evidence.statistics
+        assert statistics is not None
+        assert statistics.class_row is not None
         guidance = strongest(logits) * self.scale
         if self.variant == "normalised":
             both = normalise(torch.stack([statistics.class_row, statistics.received], 1), tokens).sum(1)

@@ -21,7 +21,7 @@ from madtp_cli.report.comparison import (
     main_metric,
     pruned_name,
 )
-from madtp_cli.report.kept_tokens import TEXT, TITLES, KeptTokens, Sample, TowerView, described, spread
+from madtp_cli.report.kept_tokens import TITLES, Sample, spread
 from madtp_cli.report.overlay import panel, titled
 from madtp_cli.report.page import cards, code, facts, figures, folded, page, paragraph, picture, section, table
 from madtp_cli.results import PruneResult
@@ -44,9 +44,9 @@ class Story:
     """What a report tells beside the run's result.
 
     log holds the lines of metrics.jsonl and `score` names the metric that validated; gmacs and dense_gmacs are those of
-    every test sample; kept is the share of tokens (0..1) that leave a layer, by tower, layer and sample, for towers
-    that prune; extremes and examples are samples to show, by what they are examples of; setting is more of how it was
-    measured, by name.
+    every test sample; kept is the share of tokens (0..1) that leave a layer, by site, layer and sample, for sites that
+    prune; reads says what the samples of a site are, image or text; extremes and examples are samples to show, by what
+    they are examples of; setting is more of how it was measured, by name.
     """
 
     result: PruneResult
@@ -56,6 +56,7 @@ class Story:
     gmacs: Sequence[float]
     dense_gmacs: Sequence[float]
     kept: Mapping[str, Mapping[int, Sequence[float]]]
+    reads: Mapping[str, str]
     extremes: Mapping[str, Sequence[Sample]]
     examples: Mapping[str, Sequence[Sample]]
     setting: Mapping[str, str] = field(default_factory=dict)
@@ -173,7 +174,7 @@ def _tokens(story: Story) -> Iterator[str]:
         return
     if whole := [tower for tower in towers if tower not in story.kept]:
         yield paragraph(f"Of the {' and '.join(whole)} tower nothing is pruned.")
-    yield figures(plots.kept(tower, layers) for tower, layers in story.kept.items())
+    yield figures(plots.kept(site, layers, f"{story.reads[site]}s") for site, layers in story.kept.items())
     yield folded(
         "As a table",
         table(
@@ -204,7 +205,7 @@ def _costs(story: Story) -> Iterator[str]:
 
 def _pictures(groups: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
     shown = {title: samples for title, samples in groups.items() if samples}
-    if any(view.layers for samples in shown.values() for one in samples for view in one.towers.values()):
+    if any(view.layers for samples in shown.values() for one in samples for view in one.sites.values()):
         yield paragraph(_PICTURES, "soft")
     for title, samples in shown.items():
         yield f"<h3>{escape(title)}</h3>"
@@ -221,7 +222,7 @@ def _sample(sample: Sample) -> str:
             f"<figure>{picture(panel(image, view, pixels=PIXELS), title)}<figcaption>{title}</figcaption></figure>"
         ]
         for kept in spread(view.layers, PANELS):
-            said = f"layer {kept.layer}: {described(kept, view.tokens, 'patches')}"
+            said = f"layer {kept.layer}: {view.described(kept)}"
             drawn = picture(panel(image, view, kept, pixels=PIXELS), f"{title}, {said}")
             shots.append(f"<figure>{drawn}<figcaption>{said}</figcaption></figure>")
         strips.append("\n".join(('<div class="strip">', *shots, "</div>")))
@@ -232,22 +233,24 @@ def _sample(sample: Sample) -> str:
             f'<p class="answer{kind}">{escape(titled(sample))}</p>',
             '<div class="beside">',
             *("<div>", *strips, "</div>"),
-            *("<div>", *_words(sample.words, sample.towers.get(TEXT)), "</div>"),
+            *("<div>", *_words(sample), "</div>"),
             "</div>",
             "</article>",
         )
     )
 
 
-def _words(words: Sequence[str], view: TowerView | None) -> Iterator[str]:
-    """Yield the words, after each of the text's pruned layers."""
-    layers: Sequence[KeptTokens | None] = spread(view.layers, PANELS) if view is not None and view.layers else [None]
-    for kept in layers:
-        head, left = "text, not pruned", set(range(len(words)))
-        if view is not None and kept is not None:
-            head = f"text, layer {kept.layer}: {described(kept, view.tokens, 'words')}"
-            left = set(kept.alone)
-        each = (escape(word) if place in left else f"<del>{escape(word)}</del>" for place, word in enumerate(words))
+def _words(sample: Sample) -> Iterator[str]:
+    """Yield the words, after each pruned layer of the sites of texts."""
+    left = {
+        f"{name}, layer {kept.layer}: {view.described(kept)}": set(kept.alone)
+        for name, view in sample.texts
+        for kept in spread(view.layers, PANELS)
+    }
+    for head, places in (left or {"text, not pruned": set(range(len(sample.words)))}).items():
+        each = (
+            escape(word) if place in places else f"<del>{escape(word)}</del>" for place, word in enumerate(sample.words)
+        )
         yield f'<p class="words"><span class="of">{head}</span>{" ".join(each)}</p>'
 
 

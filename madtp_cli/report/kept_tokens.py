@@ -1,24 +1,24 @@
 """What a pruned model made of one sample: its answer, its cost, and the tokens that were kept in each pruned layer.
 
-Plain records, so that whatever draws or writes them needs no torch. A position is a token's place in what entered its
-tower: 0 the class token, then patches row by row; for a text, its words in order.
+Plain records, so that whatever draws or writes them needs no torch. A position is a token's place in its image or text
+before any pruning: the prefix (a class token) first, then patches row by row; for a text, its words in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from math import isqrt
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from numpy.typing import NDArray
 
 Pixels = NDArray[Any]
 """[H, W, 3] uint8."""
 
-TEXT = "text"
 TITLES: Mapping[str, str] = {"vision": "image", "vision_left": "left image", "vision_right": "right image"}
-"""How people call the images of a sample, by tower."""
+"""How people call the images of a sample, by what they are called at a site."""
 Item = TypeVar("Item")
 
 
@@ -35,20 +35,37 @@ class KeptTokens:
 
 
 @dataclass(frozen=True)
-class TowerView:
-    """What a tower did to one image or text: `tokens` entered it, and `layers` are those that prune, in order."""
+class SiteView:
+    """What happened to one image or text at a site; `layers` are those that prune, in order.
+
+    tokens: those of the image or text before any pruning, of which `prefix`, a class token as a rule, stand before an
+    image's patches.
+    """
 
     tokens: int
     layers: tuple[KeptTokens, ...]
+    reads: Literal["image", "text"] = "image"
+    prefix: int = 1
 
     @property
     def side(self) -> int:
-        """How many patches are beside each other in an image, which is square and has a class token."""
-        return isqrt(self.tokens - 1)
+        """How many patches are beside each other in an image, which is square."""
+        return isqrt(self.tokens - self.prefix)
 
     def patches(self, layer: KeptTokens) -> list[int]:
         """Return the patches, counted from 0, that leave a layer alone."""
-        return [position - 1 for position in layer.alone if position]
+        return [position - self.prefix for position in layer.alone if position >= self.prefix]
+
+    def described(self, layer: KeptTokens) -> str:
+        """Say what is left of so many tokens: `41 of 144 patches, the others in 1 merged token`; the prefix is none."""
+        unit, prefix = ("words", 0) if self.reads == "text" else ("patches", self.prefix)
+        alone, entered = sum(position >= prefix for position in layer.alone), self.tokens - prefix
+        if alone == entered:
+            return f"all {entered} {unit}"
+        text = f"{alone} of {entered} {unit}"
+        if layer.merged:
+            return f"{text}, the others in {layer.merged} merged token{'s' * (layer.merged > 1)}"
+        return f"{text}, the others dropped"
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,7 @@ class Sample:
 
     images are as the model sees them before normalising; words the pieces that the tokenizer cuts the text into;
     `answer` is what the model said and `reference` what was right, None where there is no such thing, as for `right`.
-    towers holds `text` and, for every image, `vision` or `vision_left` and `vision_right`, in the order of images.
+    sites holds a view of each of the images and of the text at every site, by what it is called there.
     """
 
     id: str
@@ -68,28 +85,18 @@ class Sample:
     right: bool | None
     gmacs: float
     dense_gmacs: float
-    towers: Mapping[str, TowerView]
+    sites: Mapping[str, SiteView]
 
     @property
-    def views(self) -> list[tuple[str, Pixels, TowerView]]:
-        """Each image with its tower's name and view."""
-        names = [name for name in self.towers if name != TEXT]
-        return [(name, image, self.towers[name]) for name, image in zip(names, self.images, strict=True)]
+    def views(self) -> list[tuple[str, Pixels, SiteView]]:
+        """Each image with its name and view at every site that images meet."""
+        found = [(name, view) for name, view in self.sites.items() if view.reads == "image"]
+        return [(name, image, view) for (name, view), image in zip(found, cycle(self.images), strict=False)]
 
-
-def described(kept: KeptTokens, tokens: int, unit: str) -> str:
-    """Say what is left of so many tokens: `41 of 144 patches, the others in 1 merged token`.
-
-    For `patches`, `tokens` and what was kept leave the class token out.
-    """
-    special = unit == "patches" and 0 in kept.alone
-    alone, entered = len(kept.alone) - special, tokens - special
-    if alone == entered:
-        return f"all {entered} {unit}"
-    text = f"{alone} of {entered} {unit}"
-    if kept.merged:
-        return f"{text}, the others in {kept.merged} merged token{'s' * (kept.merged > 1)}"
-    return f"{text}, the others dropped"
+    @property
+    def texts(self) -> list[tuple[str, SiteView]]:
+        """The text's name and view at every site that texts meet."""
+        return [(name, view) for name, view in self.sites.items() if view.reads == "text"]
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

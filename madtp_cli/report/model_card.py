@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -21,14 +21,6 @@ _COST = (
     "`gmacs` are 1e9 multiply-adds of inference for one sample (what papers of this field call GFLOPs): the mean over "
     "the samples of the test split, the cost of choosing tokens included."
 )
-# Of a task: how the hub names it, and the hub's pipeline for it, where it has one.
-_TASKS: Mapping[tuple[str, str], tuple[str, str | None]] = {
-    ("blip", "nlvr2"): ("visual-reasoning", None),
-    ("blip", "vqa"): ("visual-question-answering", "visual-question-answering"),
-    ("blip", "caption"): ("image-to-text", "image-to-text"),
-    ("blip", "retrieval"): ("image-text-retrieval", None),
-    ("clip", "retrieval"): ("image-text-retrieval", "zero-shot-image-classification"),
-}
 _METRIC_IDS = {"cider_javafree": "cider", "bleu4_javafree": "bleu", "bleu4": "bleu", "mean": "recall"}
 
 
@@ -36,6 +28,7 @@ _METRIC_IDS = {"cider_javafree": "cider", "bleu4_javafree": "bleu", "bleu4": "bl
 class Origin:
     """What a model was made of, and how: what a result does not know.
 
+    `kind` is what the hub calls the task, and `pipeline` its pipeline for it, where it has one.
     `base` names the checkpoint it started from, empty for none; `source` is the hub id or path of custom data.
     `license` is an SPDX name in lower case; None means apache-2.0 for what came from a built-in checkpoint, and
     otherwise that the base model's applies. `report` says whether a report.html lies beside the card.
@@ -47,6 +40,8 @@ class Origin:
     task: str
     data: str
     spec: PruningSpec
+    kind: str
+    pipeline: str | None = None
     source: str | None = None
     limits: Sequence[str] = ()
     license: str | None = None
@@ -89,14 +84,13 @@ def model_card(result: PruneResult, origin: Origin) -> str:
 
 def front_matter(result: PruneResult, origin: Origin, name: str) -> dict[str, Any]:
     """Return what the hub reads of a card; a base model and data are named where they are the hub's."""
-    _, pipeline = _TASKS[origin.family, origin.task]
     base, data = hub_id(origin.base), hub_id(origin.source or "")
     pruned = is_pruned(result)
     header = {
         "license": origin.terms,
         "language": "en",
         "library_name": "madtp",
-        "pipeline_tag": pipeline,
+        "pipeline_tag": origin.pipeline,
         "base_model": base and base[0],
         "base_model_relation": base and "finetune",
         "datasets": [data[0]] if data else None,
@@ -111,10 +105,9 @@ def _index(result: PruneResult, origin: Origin, name: str) -> list[dict[str, Any
     """Return the hub's record of results: metrics of the test split, that of every family of samples left out."""
     if not (metrics := _measured(result)):
         return None
-    kind, _ = _TASKS[origin.family, origin.task]
     source = hub_id(origin.source or "")
     data = {"type": source[0] if source else origin.data, "name": origin.data, "split": "test"}
-    return [{"name": name, "results": [{"task": {"type": kind}, "dataset": data, "metrics": metrics}]}]
+    return [{"name": name, "results": [{"task": {"type": origin.kind}, "dataset": data, "metrics": metrics}]}]
 
 
 def _measured(result: PruneResult) -> list[dict[str, Any]]:

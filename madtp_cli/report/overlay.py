@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from madtp_cli.report import wording
-from madtp_cli.report.kept_tokens import TEXT, TITLES, KeptTokens, Pixels, Sample, TowerView, described, spread
+from madtp_cli.report.kept_tokens import TITLES, KeptTokens, Pixels, Sample, SiteView, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ _NOTE: Mapping[str, Any] = {"fontsize": 7.5, "color": _INK}
 _DPI = 110
 
 
-def panel(image: Pixels, view: TowerView, kept: KeptTokens | None = None, *, pixels: int = PANEL) -> Pixels:
+def panel(image: Pixels, view: SiteView, kept: KeptTokens | None = None, *, pixels: int = PANEL) -> Pixels:
     """Draw an image of about `pixels` a side, with the patches that no longer stand alone faded and hatched.
 
     Without kept tokens it is the image as the model sees it.
@@ -100,13 +100,13 @@ def kept_figure(sample: Sample, *, most_layers: int = 6) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, title: str, image: Pixels, view: TowerView, kept: KeptTokens | None) -> None:
+def _draw_panel(axes: Axes, title: str, image: Pixels, view: SiteView, kept: KeptTokens | None) -> None:
     axes.imshow(panel(image, view, kept), interpolation="nearest")
     axes.set_axis_off()
     if kept is None:
         note = title if view.layers else f"{title}, not pruned"
     else:
-        left, _, rest = described(kept, view.tokens, "patches").partition(", the others ")
+        left, _, rest = view.described(kept).partition(", the others ")
         note = f"layer {kept.layer}: {left}" + (f"\nothers {rest}" if rest else "")
     axes.set_title(note, loc="left", pad=3, parse_math=False, **_NOTE)
 
@@ -123,18 +123,18 @@ class _Word:
 
 
 def _text_lines(sample: Sample, most_layers: int, width: float) -> Iterator[list[_Word]]:
-    """Break the words after every pruned layer of the text into lines of so many points."""
-    view = sample.towers.get(TEXT)
+    """Break the words after every pruned layer of the sites of texts into lines of so many points."""
     if not sample.words:
         return
-    if view is None or not view.layers:
+    pruned = [(name, view) for name, view in sample.texts if view.layers]
+    if not pruned:
         yield [_Word("text, not pruned", 0.0, _NOTE)]
         yield from _wrapped([(word, True) for word in sample.words], _BODY, width)
-        return
-    for kept in spread(view.layers, most_layers):
-        alone = set(kept.alone)
-        yield [_Word(f"text, layer {kept.layer}: {described(kept, view.tokens, 'words')}", 0.0, _NOTE)]
-        yield from _wrapped([(word, place in alone) for place, word in enumerate(sample.words)], _BODY, width)
+    for name, view in pruned:
+        for kept in spread(view.layers, most_layers):
+            alone = set(kept.alone)
+            yield [_Word(f"{name}, layer {kept.layer}: {view.described(kept)}", 0.0, _NOTE)]
+            yield from _wrapped([(word, place in alone) for place, word in enumerate(sample.words)], _BODY, width)
 
 
 def _wrapped(words: Sequence[tuple[str, bool]], style: Mapping[str, Any], width: float) -> Iterator[list[_Word]]:

@@ -188,8 +188,8 @@ def score_against_cost(
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
-def kept(tower: str, shares: Mapping[int, Sequence[float]]) -> Plot:
-    """Draw how the share of tokens that leave each layer of a tower is distributed over the test samples."""
+def kept(site: str, shares: Mapping[int, Sequence[float]], unit: str) -> Plot:
+    """Draw how the share of tokens that leave each layer of a site varies over the test samples, images or texts."""
     layers = list(shares)
     at = {layer: np.quantile(shares[layer], QUANTILES) * 100 for layer in layers}
     same = all(levels[-1] - levels[0] < 0.5 for levels in at.values())
@@ -202,24 +202,24 @@ def kept(tower: str, shares: Mapping[int, Sequence[float]]) -> Plot:
                 axes.bar(layer, nine - tenth, 0.5, tenth, color=SERIES[0], alpha=0.3, label=labels[1])
                 axes.bar(layer, three - quarter, 0.5, quarter, color=SERIES[0], alpha=0.6, label=labels[2])
             axes.plot([layer - 0.35, layer + 0.35], [median] * 2, color=SERIES[1], linewidth=2.4, label=labels[3])
-        axes.set(xlabel=f"after {tower} layer", ylabel="tokens kept, %", ylim=(0, 105))
+        axes.set(xlabel=f"after {site} layer", ylabel="tokens kept, %", ylim=(0, 105))
         axes.set_xticks(layers)
         axes.set_xlim(min(layers) - 0.7, max(layers) + 0.7)
         if not same:
             _legend(axes, 4)
 
-    count = f"{len(shares[layers[-1]]):,} test {'images' if tower == 'vision' else 'texts'}"
+    count = f"{len(shares[layers[-1]]):,} test {unit}"
     least, _, low, _, high, _, most = at[layers[-1]]
     if same:
-        said = f"all of the {count} keep {low:.0f}% of their {tower} tokens."
+        said = f"all of the {count} keep {low:.0f}% of their {site} tokens."
     else:
-        said = f"half of the {count} keep {low:.0f}% to {high:.0f}% of their {tower} tokens, all of them "
+        said = f"half of the {count} keep {low:.0f}% to {high:.0f}% of their {site} tokens, all of them "
         said += f"{least:.0f}% to {most:.0f}%."
     return Plot(
-        f"kept-{tower}",
-        f"Tokens kept, {tower}",
+        f"kept-{site}",
+        f"Tokens kept, {site}",
         f"After the last layer, {said}",
-        _svg(f"kept-{tower}", draw),
+        _svg(f"kept-{site}", draw),
     )
 
 

@@ -75,13 +75,17 @@ def time_between(profiled: Profiled) -> float | None:
 
 
 def layers(profiled: Profiled) -> list[Layer]:
-    """List the layers of the towers with the tokens that leave them and the cost of their modules."""
+    """List the layers of the sites with the tokens that leave them and the cost of their modules.
+
+    Modules of a site's layers have paths that begin with its name.
+    """
+    sites = dict.fromkeys(kept.tower for kept in profiled.layers)
     costs: dict[tuple[str, int], list[ModuleCost]] = {}
     for module in profiled.modules:
         # A decoder that a sample does not run has layers as well, which no tokens are told of.
         if (found := _LAYER.fullmatch(module.name)) and _runs(profiled.modules, f"{found[1]}.{found[2]}."):
-            tower = "vision" if found[1].startswith("vision") else "text"
-            costs.setdefault((tower, int(found[3])), []).append(module)
+            for site in (name for name in sites if found[1].startswith(name)):
+                costs.setdefault((site, int(found[3])), []).append(module)
     rows = []
     for kept in profiled.layers:
         part = _sum((), costs.get((kept.tower, kept.layer), []))

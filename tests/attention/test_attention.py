@@ -186,6 +186,7 @@ def test_statistics_carry_no_gradient_but_the_output_does() -> None:
     q, k, v = _tensors(8, 8, 8)
     ours, plain = q.clone().requires_grad_(), q.clone().requires_grad_()
     out, found = attend_with_statistics(ours, k, v, spans)
+    assert found.class_row is not None
     assert not found.class_row.requires_grad
     assert not found.received.requires_grad
     out.square().sum().backward()
@@ -198,6 +199,7 @@ def test_scores_of_a_class_token_are_shares(spans: Spans) -> None:
     """With one head the class row is the class token's probabilities, which sum to one per sample."""
     q, k, v = (t[:, :1] for t in _tensors(spans.total, spans.total, spans.total))
     _, found = attend_with_statistics(q, k, v, spans)
+    assert found.class_row is not None
     torch.testing.assert_close(spans.sum(found.class_row), torch.ones(len(spans)))
 
 
@@ -217,6 +219,7 @@ def test_bf16_stays_close_to_float64(spans: Spans, backend: Backend, grad: bool)
     torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=0)
     torch.testing.assert_close(plain.double(), expected, atol=2e-2, rtol=0)
     assert isinstance(found, Statistics)
+    assert found.class_row is not None
     assert found.class_row.dtype == found.received.dtype == torch.float32
     torch.testing.assert_close(found.class_row, class_row, atol=3e-2, rtol=0)
     torch.testing.assert_close(found.received, received, atol=3e-2, rtol=0)

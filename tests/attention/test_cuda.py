@@ -6,6 +6,7 @@ Tests that need a GPU are skipped where there is none; the waits are counted on 
 from __future__ import annotations
 
 import warnings
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from madtp_cli import attention, tokens
 from madtp_cli.attention import Backend, Summary, received, varlen
-from madtp_cli.models.base import Output, initialise, towers_of
+from madtp_cli.models.base import Output, initialise
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.tokens import Spans
 from tests.attention import agreement
@@ -48,7 +49,9 @@ def _model(strength: float, device: str) -> BlipForNlvr:
     layers = dict.fromkeys(("vision", "text"), tuple(range(LAYERS)))
     spec = PruningSpec("madtp", tokens="scheduled", layers=layers, alignment_tokens=6, alignment_dim=16)
     torch.manual_seed(0)
-    model = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=strength)
+    model = BlipForNlvr(
+        config, alignment=spec.alignment(BlipForNlvr.sites_of(config)), plan=spec.plan(), strength=strength
+    )
     initialise(model)
     return model.to(device).eval()
 
@@ -66,7 +69,7 @@ def _inputs(device: str) -> dict[str, Any]:
 
 
 def _leaving(output: Output) -> list[tuple[int, ...]]:
-    return [layer.leaving for layer in (*output.vision, *output.text)]
+    return [layer.leaving for trace in output.traces.values() for layer in trace]
 
 
 @NEEDS_GPU
@@ -113,6 +116,8 @@ def test_scores_repeat_to_the_bit_and_know_no_batch_mates() -> None:
     _, one = attention.attend_with_statistics(q, k, v, spans)
     _, two = attention.attend_with_statistics(q, k, v, spans)
     assert torch.equal(one.received, two.received)
+    assert one.class_row is not None
+    assert two.class_row is not None
     assert torch.equal(one.class_row, two.class_row)
     for start, length in zip(spans.starts, spans.lengths, strict=True):
         own = slice(start, start + length)
@@ -128,7 +133,7 @@ def test_a_model_in_fp32_is_the_one_on_the_cpu(strength: float) -> None:
         expected = _model(strength, "cpu")(**_inputs("cpu"))
         found = _model(strength, GPU)(**_inputs(GPU))
     assert _leaving(found) == _leaving(expected)
-    for ours, theirs in zip((*found.vision, *found.text), (*expected.vision, *expected.text), strict=True):
+    for ours, theirs in zip(chain(*found.traces.values()), chain(*expected.traces.values()), strict=True):
         assert torch.equal(ours.kept.cpu(), theirs.kept)
     torch.testing.assert_close(found.logits.cpu(), expected.logits, atol=1e-4, rtol=1e-4)
 

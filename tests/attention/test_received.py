@@ -153,6 +153,7 @@ def test_statistics_carry_no_gradient() -> None:
     q, k, out, norms = CASES[0].tensors()
     spans = SPANS[CASES[0].spans]
     found = received.statistics(q.requires_grad_(), k, out, norms, spans, causal=False, summary="first")
+    assert found.class_row is not None
     assert not found.class_row.requires_grad
     assert not found.received.requires_grad
 

@@ -114,6 +114,7 @@ def test_statistics_come_from_the_norms(kernel: Kernel, monkeypatch: pytest.Monk
     class_row, received = definition.statistics(q, k, expected, RAGGED, causal=True, summary="last")
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(plain, expected)
+    assert found.class_row is not None
     torch.testing.assert_close(found.class_row.double(), class_row, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.received.double(), received, atol=1e-5, rtol=1e-5)
     assert kernel.width == 8

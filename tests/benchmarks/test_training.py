@@ -43,7 +43,7 @@ def tiny() -> tuple[Subject, PrunedModel, Inputs]:
         groups=("", "", ""),
         labels=LABELS,
     )
-    spec = pruning(model.config, "blip", LayersSection())
+    spec = pruning(model.config, "blip", "nlvr2", LayersSection())
     return Subject("tiny", model, spec, Nlvr2(nlvr2_scores), batch, LossWeights()), model, inputs
 
 

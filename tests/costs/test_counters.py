@@ -12,9 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from madtp_cli import attention
 from madtp_cli.costs.analytic import total
 from madtp_cli.costs.counters import Count, fvcore_macs, torch_macs
-from madtp_cli.models.base import towers_of
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 
 COUNTERS = [fvcore_macs, torch_macs]
@@ -31,11 +30,11 @@ RANDOM = {"method": "random", "strength": 0.4}
 def build(sizes: dict[str, int], pruning: dict[str, Any]) -> BlipForNlvr:
     torch.manual_seed(0)
     config = small_config(vocab_size=40, merge_from=1, **sizes)
-    towers = towers_of(config)
-    layers = {tower: tuple(range(count)) for tower, (count, _) in towers.items()}
+    sites = BlipForNlvr.sites_of(config)
+    layers = {site.name: tuple(range(site.layers)) for site in sites}
     module: dict[str, Any] = {"alignment_tokens": 8, "alignment_dim": 24} if pruning.get("method") == "madtp" else {}
     spec = PruningSpec(**pruning, **module, layers=layers)
-    return BlipForNlvr(config, alignment=spec.alignment(towers), plan=spec.plan(), strength=spec.strength).eval()
+    return BlipForNlvr(config, alignment=spec.alignment(sites), plan=spec.plan(), strength=spec.strength).eval()
 
 
 def one_pair(sizes: dict[str, int]) -> tuple[Any, ...]:
@@ -75,7 +74,7 @@ def test_two_images_of_different_length_are_counted_without_padding(counter: Any
     """A pair kept at two lengths costs the sum of its images, however attention would lay them out."""
     model, args = build(TINY, ADAPTIVE), one_pair(TINY)
     with torch.no_grad():
-        layer = model(*args).vision[0]
+        layer = model(*args).traces["vision"][0]
     assert layer.leaving[0] != layer.leaving[1]
     name = "vision_model.encoder.layers.1.self_attn"
     assert counter(model, *args).modules[name] == analytic(model, args)[name]

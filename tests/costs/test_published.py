@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from madtp_cli.costs import published
 from madtp_cli.costs.published import Call, Pass, block_norms, compose, memory, similarities, without
 
 
@@ -39,10 +36,3 @@ def test_norms_of_blocks_by_hand() -> None:
 def test_a_feature_is_compared_with_a_queue_and_its_partner() -> None:
     """57,600 of the queue and one of the batch."""
     assert similarities(256).macs == {"queue": 256 * 57_601}
-
-
-@pytest.mark.parametrize("call", published.CALLS.values(), ids=["-".join(key) for key in published.CALLS])
-def test_every_call_has_an_image_and_reads_texts(call: Call) -> None:
-    """A sample's text is no longer than what the call pads it to."""
-    assert call.passes[published.IMAGE] >= 1
-    assert 0 < call.sample_tokens <= call.text_tokens

@@ -20,9 +20,9 @@ from madtp_cli.engine.export import Options, export_checkpoint
 from madtp_cli.engine.exporting import job as export_job
 from madtp_cli.errors import ExportError, SourceError, UsageError
 from madtp_cli.export import formats, onnx, torch_export
-from madtp_cli.models.base import initialise, towers_of
+from madtp_cli.models.base import initialise
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.checkpoints import save_weights
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
@@ -50,7 +50,9 @@ def save(folder: Path, **pruning: Any) -> str:
         text_heads=2,
     )
     spec = PruningSpec(layers={"vision": (0,)}, **pruning)
-    model = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength)
+    model = BlipForNlvr(
+        config, alignment=spec.alignment(BlipForNlvr.sites_of(config)), plan=spec.plan(), strength=spec.strength
+    )
     initialise(model)
     folder.mkdir()
     save_weights(folder, model, spec, "nlvr2", {})

@@ -19,9 +19,9 @@ from madtp_cli.engine.profile import profile_checkpoint, short_names
 from madtp_cli.engine.profiling import time as profile_time
 from madtp_cli.engine.profiling.costs import at_strength, module_costs
 from madtp_cli.errors import SourceError, UsageError
-from madtp_cli.models.base import initialise, prunes, towers_of
+from madtp_cli.models.base import initialise, prunes
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.checkpoints import open_checkpoint, save_weights
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
@@ -61,7 +61,9 @@ def save(folder: Path, *, image_size: int = 48, words: int = len(VOCABULARY), **
     torch.manual_seed(0)
     config = small_config(image_size=image_size, vocab_size=words, **SIZES)
     spec = PruningSpec(layers={"vision": (0, 1, 2), "text": (1,)}, **pruning)
-    model = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength)
+    model = BlipForNlvr(
+        config, alignment=spec.alignment(BlipForNlvr.sites_of(config)), plan=spec.plan(), strength=spec.strength
+    )
     initialise(model)
     folder.mkdir()
     save_weights(folder, model, spec, "nlvr2", {})

@@ -19,8 +19,9 @@ from madtp_cli.engine import profile
 from madtp_cli.engine.profile import profile_checkpoint
 from madtp_cli.engine.profiling import subject as profile_subject
 from madtp_cli.errors import SourceError, UsageError
-from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.checkpoints import MODELS, save_weights
+from madtp_cli.models.base import initialise
+from madtp_cli.models.checkpoints import save_weights
+from madtp_cli.models.family import model_class
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe, load_recipe
@@ -95,10 +96,12 @@ def save(folder: Path, kind: tuple[str, str], strength: float = 0.0) -> str:
         setattr(config.text_config, f"{name}_token_id", VOCABULARY.index(token))
     spec = PruningSpec()
     if strength:
-        layers = dict.fromkeys(MODELS[kind].prunable, (0, 1, 2))
+        layers = {site.name: (0, 1, 2) for site in model_class(*kind).sites_of(config) if site.prunes}
         spec = PruningSpec(method="random", strength=strength, layers=layers)
     torch.manual_seed(0)
-    model = MODELS[kind](config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=strength)
+    model = model_class(*kind)(
+        config, alignment=spec.alignment(model_class(*kind).sites_of(config)), plan=spec.plan(), strength=strength
+    )
     initialise(model)
     folder.mkdir()
     save_weights(folder, model, spec, kind[1], {})

@@ -17,7 +17,7 @@ import madtp_cli
 from madtp_cli.cli import app
 from madtp_cli.data.batch import Batch
 from madtp_cli.engine.building.data import open_splits
-from madtp_cli.engine.tasks.base import arguments
+from madtp_cli.engine.tasks.base import inputs_of
 from madtp_cli.engine.training.fit import BEST
 from madtp_cli.errors import Interrupted
 from madtp_cli.models.checkpoints import open_checkpoint
@@ -153,10 +153,10 @@ def test_the_loaded_model_takes_what_its_processor_gives(kind: tuple[str, str], 
     images = [Image.fromarray(batch.images[row].permute(1, 2, 0).numpy()) for row in batch.image_index.tolist()]
     with torch.inference_mode():
         found = model(**processor(images, texts))
-        expected = model(**arguments(batch, open_splits(recipe, processor).task.normalise, torch.device("cpu")))
+        expected = model(inputs_of(batch, open_splits(recipe, processor).task.normalise, torch.device("cpu")))
     torch.testing.assert_close(found.encoded, expected.encoded, atol=1e-4, rtol=0)
-    assert [layer.leaving for layer in found.text] == [layer.leaving for layer in expected.text]
-    assert sum(found.vision[-1].leaving) < 37 * len(images)
+    assert [layer.leaving for layer in found.traces["text"]] == [layer.leaving for layer in expected.traces["text"]]
+    assert sum(found.traces["vision"][-1].leaving) < 37 * len(images)
 
 
 def test_recovery_holds_the_strength(kind: tuple[str, str], trained: tuple[Path, Path], tmp_path: Path) -> None:

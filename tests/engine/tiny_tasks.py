@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.checkpoints import MODELS
-from madtp_cli.models.clip.model import small_clip_config
+from madtp_cli.models.base import initialise
+from madtp_cli.models.blip.configs import small_config
+from madtp_cli.models.clip.configs import small_clip_config
+from madtp_cli.models.family import model_class
 from madtp_cli.models.spec import PruningSpec
+from tests.models.kinds import kinds
 
-KINDS = tuple(MODELS)
+KINDS = tuple(kinds())
 IDS = ["-".join(kind) for kind in KINDS]
 SHAPE: dict[str, Any] = {
     "vision_layers": 3,
@@ -39,12 +40,15 @@ def build(kind: tuple[str, str], *, device: str = "cpu", strength: float = 0.0) 
     """Build it; a strength prunes at random in every layer."""
     config, spec = config_of(kind), PruningSpec()
     if strength:
-        layers = dict.fromkeys(MODELS[kind].prunable, (0, 1, 2))
+        layers = {site.name: (0, 1, 2) for site in model_class(*kind).sites_of(config) if site.prunes}
         spec = PruningSpec(method="random", strength=strength, layers=layers)
     torch.manual_seed(0)
     with torch.device(device):
-        model = MODELS[kind](
-            config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength
+        model = model_class(*kind)(
+            config,
+            alignment=spec.alignment(model_class(*kind).sites_of(config)),
+            plan=spec.plan(),
+            strength=spec.strength,
         )
     if device == "cpu":
         initialise(model)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from madtp_cli.costs import analytic
-from madtp_cli.export import nlvr
 from madtp_cli.export.calibration import calibrate, kept_of, macs_of
 from madtp_cli.export.schedule import Form
+from madtp_cli.models.blip.export import nlvr
 from tests.export.tiny_exports import SPEC, build, only, pairs
 
 LENGTHS = [12, 9, 5, 11, 7, 12]

@@ -36,7 +36,7 @@ def both(lengths: tuple[int, ...] = LENGTHS, *, causal: bool = False) -> tuple[T
     x = drawn(spans.total, 8)
     here = torch.cat([torch.arange(length) for length in lengths])
     ends = here == spans.spread(torch.tensor(lengths)) - 1
-    tokens = Tokens.pack(x, spans, (here == 0) | ends if causal else None, causal=causal)
+    tokens = Tokens.pack(x, spans, (here == 0) | ends if causal else None, causal=causal, prefix=1)
     wide = spans.pad(x).reshape(len(lengths), width, 8)
     return tokens, PaddedBatch.of_lengths(wide, torch.tensor(lengths), ends=causal, causal=causal)
 

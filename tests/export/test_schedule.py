@@ -51,7 +51,8 @@ def test_a_layer_that_can_drop_nothing_is_left_out() -> None:
 def test_leaving_keeps_protected_tokens() -> None:
     """CLIP's texts have two: of 10 tokens 8 are free, 4 kept and one merged. A text of 3 stays whole."""
     model = build("clip", "retrieval", SHARES)
-    assert leaving_of(model, "text", 10) == 7
-    assert leaving_of(model, "text", 3) == 3
-    assert leaving_of(model, "vision", 10, quota=3) == 5
-    assert leaving_of(model, "vision", 10, quota=8) == 10
+    vision, text = model.sites
+    assert leaving_of(model, text, 10) == 7
+    assert leaving_of(model, text, 3) == 3
+    assert leaving_of(model, vision, 10, quota=3) == 5
+    assert leaving_of(model, vision, 10, quota=8) == 10

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from madtp_cli.data.batch import Batch, RetrievalBatch
-from madtp_cli.export import caption, clip, retrieval, vqa
 from madtp_cli.export.graphs import Call, Graph, TaskExport, Tensors, is_kept
 from madtp_cli.export.schedule import Form
+from madtp_cli.models.blip.export import caption, retrieval, vqa
+from madtp_cli.models.clip import export as clip
 from tests.export.tiny_exports import SPEC, WORDS, build, singles
 
 TASKS: dict[str, tuple[str, str, TaskExport]] = {
     "blip-retrieval": ("blip", "retrieval", retrieval.EXPORT),
-    "clip-retrieval": ("clip", "retrieval", clip.EXPORT),
+    "clip-retrieval": ("clip", "retrieval", clip.EXPORTS["retrieval"]),
     "vqa": ("blip", "vqa", vqa.EXPORT),
     "caption": ("blip", "caption", caption.EXPORT),
 }

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from madtp_cli.data.batch import Batch
 from madtp_cli.export.graphs import Call, Graph
-from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.checkpoints import MODELS
-from madtp_cli.models.clip.model import small_clip_config
+from madtp_cli.models.base import initialise
+from madtp_cli.models.blip.configs import small_config
+from madtp_cli.models.clip.configs import small_clip_config
+from madtp_cli.models.family import model_class
 from madtp_cli.models.spec import PruningSpec
 
 WORDS, DEC, ENC, SEP = 30, 28, 29, 2
@@ -43,8 +43,10 @@ def build(family: str, task: str, spec: PruningSpec = SPEC) -> Any:
         else small_config(**_SIZES, merge_from=2, dec_token_id=DEC, enc_token_id=ENC, sep_token_id=SEP)
     )
     torch.manual_seed(2)
-    plan = spec.plan(family=family)
-    model = MODELS[family, task](config, alignment=spec.alignment(towers_of(config)), plan=plan, strength=spec.strength)
+    plan = spec.plan(least=model_class(family, task).released_least)
+    model = model_class(family, task)(
+        config, alignment=spec.alignment(model_class(family, task).sites_of(config)), plan=plan, strength=spec.strength
+    )
     initialise(model)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from madtp_cli.costs.counters import torch_macs
-from madtp_cli.models.base import PrunedModel, initialise, towers_of
-from madtp_cli.models.blip.vision import small_config
+from madtp_cli.models.base import PrunedModel, initialise
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.tower import LayerTrace
 
@@ -57,7 +57,7 @@ def base_config(image_size: int) -> Any:
 
 def build(kind: Any, spec: PruningSpec = DENSE) -> Any:
     """Build a model with the weights that all tests share, and any pruning."""
-    model = kind(CONFIG, alignment=spec.alignment(towers_of(CONFIG)), plan=spec.plan(), strength=spec.strength)
+    model = kind(CONFIG, alignment=spec.alignment(kind.sites_of(CONFIG)), plan=spec.plan(), strength=spec.strength)
     model.load_state_dict(_state(kind))
     return model.eval()
 
@@ -66,7 +66,7 @@ def build(kind: Any, spec: PruningSpec = DENSE) -> Any:
 def _state(kind: Any) -> dict[str, Tensor]:
     """Draw weights so that no part of the model is idle: biases and norms too."""
     torch.manual_seed(3)
-    model = kind(CONFIG, alignment=DENSE.alignment(towers_of(CONFIG)))
+    model = kind(CONFIG, alignment=DENSE.alignment(kind.sites_of(CONFIG)))
     initialise(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

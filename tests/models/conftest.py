@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers.models.blip.configuration_blip import BlipConfig
 
-from madtp_cli.models.base import initialise, towers_of
+from madtp_cli.models.base import initialise
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 
 
@@ -43,7 +43,7 @@ def spec() -> PruningSpec:
 def state(config: BlipConfig, spec: PruningSpec) -> dict[str, Tensor]:
     """Draw weights so that no part of the model is idle: biases and norms too."""
     torch.manual_seed(2)
-    model = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)))
+    model = BlipForNlvr(config, alignment=spec.alignment(BlipForNlvr.sites_of(config)))
     initialise(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,7 +57,7 @@ def make(config: BlipConfig, state: dict[str, Tensor]) -> Callable[[PruningSpec]
 
     def build(spec: PruningSpec) -> BlipForNlvr:
         model = BlipForNlvr(
-            config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength
+            config, alignment=spec.alignment(BlipForNlvr.sites_of(config)), plan=spec.plan(), strength=spec.strength
         )
         model.load_state_dict(state, strict=spec.alignment_tokens > 0)
         return model.eval()

@@ -9,16 +9,18 @@ import torch
 from torch import nn
 
 from madtp_cli.costs.analytic import total
-from madtp_cli.models.base import initialise, passed, towers_of
+from madtp_cli.models.base import Inputs, initialise
 from madtp_cli.models.blip.caption import BlipForCaption
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.checkpoints import MODELS
-from madtp_cli.models.clip.model import small_clip_config
+from madtp_cli.models.blip.configs import small_config
+from madtp_cli.models.clip.configs import small_clip_config
+from madtp_cli.models.family import model_class
+from madtp_cli.models.image_text import passed
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.tower import TowerOutput
 from madtp_cli.tokens import Spans, Tokens
+from tests.models.kinds import kinds
 
-KINDS = pytest.mark.parametrize("kind", list(MODELS), ids=["-".join(kind) for kind in MODELS])
+KINDS = pytest.mark.parametrize("kind", kinds(), ids=["-".join(kind) for kind in kinds()])
 LENGTHS = [7, 4, 9]
 
 
@@ -36,8 +38,8 @@ def make(kind: tuple[str, str], spec: PruningSpec | None = None) -> Any:
     """Build a model of a kind."""
     spec, config = spec or PruningSpec(), config_of(kind[0])
     torch.manual_seed(0)
-    model = MODELS[kind](
-        config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength
+    model = model_class(*kind)(
+        config, alignment=spec.alignment(model_class(*kind).sites_of(config)), plan=spec.plan(), strength=spec.strength
     ).eval()
     initialise(model)
     return model
@@ -54,10 +56,25 @@ def inputs(kind: tuple[str, str], index: list[int]) -> dict[str, Any]:
     }
 
 
-def test_towers_are_named_with_their_sizes() -> None:
-    """Layers and width, whatever the family."""
-    for family in ("blip", "clip"):
-        assert towers_of(config_of(family)) == {"vision": (3, 24), "text": (2, 32)}
+@KINDS
+def test_sites_are_named_with_their_sizes(kind: tuple[str, str]) -> None:
+    """Layers, width and heads, whatever the family; a caption's decoder does not prune."""
+    vision, text = make(kind).sites
+    assert (vision.name, vision.layers, vision.width, vision.heads, vision.reads) == ("vision", 3, 24, 3, "image")
+    assert (text.name, text.layers, text.width, text.heads, text.reads) == ("text", 2, 32, 4, "text")
+    assert (vision.prefix, vision.protected, text.prefix) == (1, 1, 1)
+    assert text.protected == (2 if kind[0] == "clip" else 1)
+    assert (vision.prunes, text.prunes) == (True, kind[1] != "caption")
+
+
+@KINDS
+def test_a_record_of_inputs_is_what_its_fields_are(kind: tuple[str, str]) -> None:
+    """By name, by place, as the record every model takes and as the model's own: equal logits."""
+    model, given = make(kind), inputs(kind, [0, 1, 2])
+    with torch.inference_mode():
+        expected = model(**given).logits
+        for found in (model(*given.values()), model(Inputs(**given)), model(model.takes(**given))):
+            assert torch.equal(found.logits, expected)
 
 
 @KINDS
@@ -75,7 +92,7 @@ def test_a_dense_pass_costs_what_is_said_without_one(kind: tuple[str, str]) -> N
 @KINDS
 def test_a_text_pays_for_its_own_images_in_full(kind: tuple[str, str]) -> None:
     """Pruned at random, texts that share an image each pay for it: the vision modules' cost follows the index."""
-    layers = dict.fromkeys(MODELS[kind].prunable, (0, 1))
+    layers = {site.name: (0, 1) for site in model_class(*kind).sites_of(config_of(kind[0])) if site.prunes}
     model = make(kind, PruningSpec(method="random", strength=0.4, layers=layers))
     with torch.inference_mode():
         shared, apart = (model.macs(model(**inputs(kind, index))) for index in ([1, 1, 0], [0, 1, 2]))
@@ -93,10 +110,10 @@ def test_only_towers_that_may_prune_do(kind: tuple[str, str]) -> None:
     spec = PruningSpec(method="random", strength=0.4, layers={"vision": (0, 1, 2), "text": (0, 1)})
     with torch.inference_mode():
         output = make(kind, spec)(**inputs(kind, [0, 1, 2]))
-    assert sum(output.vision[-1].leaving) < 3 * 17
-    dense = sum(output.text[-1].leaving) == sum(LENGTHS)
-    assert dense is (MODELS[kind] is BlipForCaption)
-    assert dense is ("text" not in MODELS[kind].prunable)
+    assert sum(output.traces["vision"][-1].leaving) < 3 * 17
+    dense = sum(output.traces["text"][-1].leaving) == sum(LENGTHS)
+    assert dense is (model_class(*kind) is BlipForCaption)
+    assert dense is not make(kind).sites[1].prunes
 
 
 # Alignment ---------------------------------------------------------------------------------------------------
@@ -104,9 +121,9 @@ def test_only_towers_that_may_prune_do(kind: tuple[str, str]) -> None:
 
 def paired(images: torch.Tensor | None, text: torch.Tensor | None, index: Any) -> Any:
     """Return the aligned features of a pass over images and texts with features of these."""
-    tokens = Tokens.pack(torch.zeros(2, 4), Spans.of([1, 1]))
+    tokens = Tokens.pack(torch.zeros(2, 4), Spans.of([1, 1]), prefix=1)
     vision, words = (TowerOutput(tokens=tokens, trace=(), aligned=aligned) for aligned in (images, text))
-    return passed(tokens, vision, words, [1, 1], index)["aligned"]
+    return passed(tokens, vision, words, Inputs(torch.zeros(0), torch.zeros(2), [1, 1], index))["aligned"]
 
 
 def test_features_are_those_of_a_text_and_the_mean_of_its_images() -> None:

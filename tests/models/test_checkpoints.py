@@ -58,7 +58,7 @@ def test_a_checkpoint_comes_back_bit_by_bit(
     """Tensors, configuration, spec, task, budget and logits are equal, and the model is in eval mode."""
     model, opened = make(spec), open_checkpoint(str(folder))
     assert (opened.spec, opened.task, opened.budget, opened.folder) == (spec, "nlvr2", BUDGET, folder)
-    assert opened.towers == {"vision": (3, 24), "text": (3, 32)}
+    assert [(site.name, site.layers, site.width) for site in opened.sites] == [("vision", 3, 24), ("text", 3, 32)]
     again = opened.build()
     assert not again.training
     assert again.strength == 0.5
@@ -219,7 +219,8 @@ def test_a_released_state_dict_opens(tmp_path: Path, kind: str) -> None:
     path, state = _saved(tmp_path, kind, temperature=2.0)
     opened = open_checkpoint(path)
     assert (opened.family, opened.task, opened.folder, opened.source) == (*KINDS[kind], None, str(path))
-    assert opened.towers == {"vision": (2, 48 if kind == "clip" else 32), "text": (3, 32)}
+    sites = [(site.name, site.layers, site.width) for site in opened.sites]
+    assert sites == [("vision", 2, 48 if kind == "clip" else 32), ("text", 3, 32)]
     spec = opened.spec
     assert (spec.method, spec.variant, spec.tokens) == ("madtp", "released", "adaptive")
     assert (spec.temperature, spec.strength, spec.alignment_tokens) == (2.0, 0.5, 5)
@@ -300,7 +301,7 @@ def test_another_image_size_interpolates_positions(tmp_path: Path, kind: str) ->
     path, state = _saved(tmp_path, kind)
     opened = open_checkpoint(path, config={"image_size": 48})
     assert "image positions interpolated from 4x4 to 6x6 patches (48 pixels)" in opened.notes
-    model = opened.build()
+    model: Any = opened.build()
     assert model.image_tokens == 37
     assert model.vision_model.embeddings(torch.zeros(1, 3, 48, 48)).spans.lengths == (37,)
     same = open_checkpoint(path, config={"image_size": 32})

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.configs import OVERRIDES, adjust, check_config, default_config, read_config
+from madtp_cli.models.configs import adjust, check_config, default_config, read_config
+from madtp_cli.models.family import family_of
 from madtp_cli.models.layouts import recognise, to_hf
 from tests.models.released_states import RELEASED, released
 
@@ -65,13 +66,15 @@ def test_no_merge_layer_means_the_mean_in_every_layer() -> None:
 def test_every_override_lands_where_hf_keeps_it(kind: str) -> None:
     """Each value given is found again, also when a configuration that was read is adjusted."""
     family = "clip" if kind == "clip" else "blip"
-    values: dict[str, Any] = {name: 3 for name in OVERRIDES[family] if name.endswith("_id") or name == "merge_from"}
+    values: dict[str, Any] = {
+        name: 3 for name in family_of(family).configuration.settings if name.endswith("_id") or name == "merge_from"
+    }
     values |= {"vision_heads": 4, "text_heads": 8, "image_size": 64, "activation": "gelu"}
     values |= {"vision_layer_norm_eps": 1e-3, "text_layer_norm_eps": 1e-4}
-    assert set(values) == set(OVERRIDES[family])
+    assert set(values) == set(family_of(family).configuration.settings)
     for config in (_read(kind, values), adjust(_read(kind), family, values, "x")):
         for name, value in values.items():
-            for section, key in OVERRIDES[family][name]:
+            for section, key in family_of(family).configuration.settings[name]:
                 assert getattr(getattr(config, section), key) == value
 
 
@@ -181,10 +184,10 @@ def test_the_published_clip() -> None:
 def test_an_id_is_one_of_the_vocabulary(family: str, last: int) -> None:
     """The last is the last of the published one; every id of a family is looked at."""
     task = "retrieval"
-    keys = [key for key in OVERRIDES[family] if key.endswith("_token_id")]
+    keys = [key for key in family_of(family).configuration.settings if key.endswith("_token_id")]
     assert keys
     for key in keys:
-        ((section, name),) = OVERRIDES[family][key]
+        ((section, name),) = family_of(family).configuration.settings[key]
         config = default_config(family, task, {key: last})
         assert getattr(getattr(config, section), name) == last
         message = (

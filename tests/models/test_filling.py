@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from madtp_cli.models.blip.layouts import TIED
 from madtp_cli.models.checkpoints import open_checkpoint
 from madtp_cli.models.filling import MOST_FAULTS, WeightsError, fill, is_finite
-from madtp_cli.models.layouts import TIED
 from tests.models.released_states import released
 
 

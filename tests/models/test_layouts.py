@@ -8,17 +8,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.layouts import (
-    PRETRAINED,
-    TIED,
-    Layout,
-    from_hf,
-    recognise,
-    resize_positions,
-    to_hf,
-    twin_attention,
-    with_constants,
-)
+from madtp_cli.models.blip.layouts import TIED, twin_attention, with_constants
+from madtp_cli.models.layouts import PRETRAINED, Layout, from_hf, recognise, resize_positions, to_hf
 from tests.models.released_states import POSITIONS, RELEASED, WIDTH, released
 
 

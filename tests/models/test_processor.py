@@ -20,9 +20,10 @@ from madtp_cli.data.shapes import PairSample, ShapesPairs
 from madtp_cli.data.shapes_single import ShapesCaptions, ShapesQuestions, ShapesRetrieval
 from madtp_cli.engine.tasks.base import IMAGE_MEAN, IMAGE_STD, Normalisation
 from madtp_cli.errors import SourceError
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.clip.model import small_clip_config
-from madtp_cli.models.processor import FILES, PUBLISHED, Processor, check_tokenizer, image_processor
+from madtp_cli.models.blip.configs import small_config
+from madtp_cli.models.clip.configs import small_clip_config
+from madtp_cli.models.family import families
+from madtp_cli.models.processor import FILES, Processor, check_tokenizer, image_processor
 from tests.tiny_published import go_offline
 from tests.tiny_runs import names
 
@@ -371,7 +372,7 @@ def test_offline_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         Processor.from_folder(None, image_size=32, tokenizer="a/b")
 
 
-@pytest.mark.parametrize(("family", "name"), sorted(PUBLISHED.items()))
+@pytest.mark.parametrize(("family", "name"), [(family.name, family.processing.tokenizer) for family in families()])
 def test_without_a_network_it_says_what_to_fetch(
     family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,8 +15,8 @@ from torch.nn.functional import normalize
 
 from madtp_cli.alignment import alignment_loss
 from madtp_cli.attention import attend_with_statistics
-from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import open_checkpoint
+from madtp_cli.models.family import model_class
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.tower import LayerTrace
 from madtp_cli.pruning import Evidence, Madtp
@@ -54,7 +54,7 @@ class Noting:
 class Opened:
     """A released checkpoint as our model, what its pruner notes, and the reference on the same tensors."""
 
-    model: PrunedModel
+    model: Any
     noted: list[tuple[Tensor, Tensor]]
     reference: Reference
 
@@ -182,8 +182,8 @@ def test_questions_over_an_image(temperature: float, tmp_path: Path) -> None:
     )
     seen = opened.reference.blip_vision(images)
     read = opened.reference.bert("text_encoder", questions, [seen.x[index]])
-    opened.check(output.vision, seen)
-    opened.check(output.text, read)
+    opened.check(output.traces["vision"], seen)
+    opened.check(output.traces["text"], read)
     _same_states(output.images, seen)
     _same_states(output.questions, read)
     _check_alignment(output.aligned, seen.aligned[index], read.aligned)
@@ -209,7 +209,7 @@ def test_texts_alone_and_over_an_image(temperature: float, tmp_path: Path) -> No
     asked = texts[[row for row, _ in pairs]]
     asked[:, 0] = ENC
     over = reference.bert("text_encoder", asked, [seen.x[[image for _, image in pairs]]])
-    for found, tower in ((output.vision, seen), (output.text, alone), (output.itm.text, over)):
+    for found, tower in ((output.traces["vision"], seen), (output.traces["text"], alone), (output.itm.text, over)):
         opened.check(found, tower)
     _same_states(output.images, seen)
     _check_alignment(output.aligned, seen.aligned[index], alone.aligned)
@@ -231,9 +231,9 @@ def test_captions(temperature: float, tmp_path: Path) -> None:
     seen = opened.reference.blip_vision(images)
     over = [seen.x[index]]
     written = opened.reference.bert("text_decoder.bert", captions, over, prunes=False, causal=True)
-    opened.check(output.vision, seen)
-    opened.check(output.text, written)
-    assert [layer.leaving for layer in output.text] == [(LENGTH,) * 4] * 3
+    opened.check(output.traces["vision"], seen)
+    opened.check(output.traces["text"], written)
+    assert [layer.leaving for layer in output.traces["text"]] == [(LENGTH,) * 4] * 3
     _same_states(output.images, seen)
     _check_alignment(output.aligned, seen.aligned[index], written.aligned)
     _check_pruned(temperature, seen)
@@ -252,8 +252,8 @@ def test_sentences_over_two_images(temperature: float, tmp_path: Path) -> None:
     )
     seen = opened.reference.blip_vision(images)
     read = opened.reference.bert("text_encoder", sentences, [seen.x[:3], seen.x[3:]])
-    opened.check(output.vision, seen)
-    opened.check(output.text, read)
+    opened.check(output.traces["vision"], seen)
+    opened.check(output.traces["text"], read)
     _same_states(output.images, seen)
     _check_alignment(output.aligned, (seen.aligned[:3] + seen.aligned[3:]) / 2, read.aligned)
     _check_pruned(temperature, seen, read)
@@ -314,7 +314,7 @@ def test_one_layer_by_hand(lowered: int, family: str, tis: list[int], theta: flo
     Kept alone, patch 1 leaves the others to be merged by 292, 292 and 404 parts of 988: 73, 73 and 101 of 247.
     """
     x = torch.tensor([[9.0, 9.0], [1.0, 0.0], [2.0, 1.0], [3.0, 0.0], [4.0, 2.0]])
-    tokens = Tokens.pack(x, Spans.of([5]))
+    tokens = Tokens.pack(x, Spans.of([5]), prefix=1)
     q, v = torch.ones(5, 2, 1), torch.tensor([[3.0], [1.0]]).expand(5, 2, 1)
     k = torch.tensor([[1.0, 4.0], [4.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]).log()[..., None]
     _, statistics = attend_with_statistics(q, k, v, tokens.spans)
@@ -322,7 +322,7 @@ def test_one_layer_by_hand(lowered: int, family: str, tis: list[int], theta: flo
     spec = PruningSpec(
         method="madtp", variant="released", temperature=1 / log(2), alignment_tokens=2, alignment_dim=2, layers={}
     )
-    plan = spec.plan(family=family)
+    plan = spec.plan(least=model_class(family, "retrieval").released_least)
     assert plan is not None
     assert isinstance(plan.pruner, Madtp)
     evidence = Evidence(tokens, 0, statistics, logits)

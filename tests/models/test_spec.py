@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from madtp_cli.errors import SourceError
+from madtp_cli.models.sites import Site
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.pruning import Madtp, Random
 
@@ -23,7 +24,7 @@ FULL = PruningSpec(
     alignment_dim=12,
     projection="per_layer",
 )
-TOWERS = {"vision": (8, 12), "text": (2, 12)}
+SITES = (Site("vision", 8, 12, 3, reads="image"), Site("text", 2, 12, 3, reads="text"))
 
 
 @pytest.mark.parametrize("spec", [FULL, PruningSpec(), replace(FULL, method="random")], ids=["full", "dense", "random"])
@@ -36,7 +37,7 @@ def test_an_empty_block_is_a_dense_model() -> None:
     """The defaults."""
     assert PruningSpec.from_dict({}, "here") == PruningSpec()
     assert PruningSpec().plan() is None
-    assert PruningSpec().alignment(TOWERS) is None
+    assert PruningSpec().alignment(SITES) is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_no_method_and_temperature_zero_prune_nothing() -> None:
 
 def test_the_alignment_module_has_the_sizes_of_the_spec() -> None:
     """Seven tokens of width 12 and one map for each of 8 + 2 layers."""
-    module = FULL.alignment(TOWERS)
+    module = FULL.alignment(SITES)
     assert module is not None
     assert tuple(module.tokens.shape) == (7, 12)
     assert sum("maps" in name and name.endswith("weight") for name, _ in module.named_parameters()) == 10

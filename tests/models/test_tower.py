@@ -37,7 +37,7 @@ class Block:
 class Halve:
     """Keeps every other token, merges the rest, and notes its evidence."""
 
-    needs: frozenset[Need] = frozenset({"statistics"})
+    needs: frozenset[Need] = frozenset({"class_row", "received"})
     couples: bool = False
     seen: list[tuple[Evidence, float]] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ def _run(
     learn: bool = False,
 ) -> tuple[TowerOutput, list[Block], Tokens]:
     blocks = [Block() for _ in range(4)]
-    tokens = Tokens.pack(torch.zeros(12, 2), Spans.of([5, 7]))
+    tokens = Tokens.pack(torch.zeros(12, 2), Spans.of([5, 7]), prefix=1)
     plan = PruningPlan(method, {"here": frozenset(layers), "elsewhere": frozenset(range(4))}) if method else None
     output = run_tower(
         "here", blocks, tokens, "context", plan=plan, strength=strength, alignment=alignment, learn=learn
@@ -105,7 +105,7 @@ def test_a_method_sees_the_tokens_after_attention() -> None:
 
 def _logits(alignment: Alignment, value: float, count: int) -> Tensor:
     with torch.no_grad():
-        return alignment.tower("here").logits(torch.full((count, 2), value), 0)
+        return alignment.site("here").logits(torch.full((count, 2), value), 0)
 
 
 def test_guidance_compares_the_input_of_a_block() -> None:
@@ -147,7 +147,7 @@ def test_learning_sums_aligned_features_over_layers() -> None:
     assert isinstance(expected, Tensor)
     torch.testing.assert_close(output.aligned, expected.expand(2, 3, 4))
     for layer, trace in enumerate(output.trace):
-        logits = alignment.tower("here").logits(torch.full((12, 2), 11.0 * layer), layer)
+        logits = alignment.site("here").logits(torch.full((12, 2), 11.0 * layer), layer)
         assert trace.guidance is not None
         torch.testing.assert_close(trace.guidance, logits.amax(-1))
 
@@ -157,7 +157,9 @@ def test_learning_sums_aligned_features_over_layers() -> None:
 def test_parts_of_a_batch_give_what_the_batch_gives(most: int, couples: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run in one piece: tokens and trace to the last bit; a method that compares samples sees all of them."""
     lengths = [5, 7, 9, 4, 6, 3]
-    tokens = Tokens.pack(torch.randn(sum(lengths), 2, generator=torch.Generator().manual_seed(0)), Spans.of(lengths))
+    tokens = Tokens.pack(
+        torch.randn(sum(lengths), 2, generator=torch.Generator().manual_seed(0)), Spans.of(lengths), prefix=1
+    )
 
     def run(elements: int) -> tuple[TowerOutput, list[Evidence]]:
         monkeypatch.setattr(tower, "PART_ELEMENTS", elements)
@@ -185,7 +187,7 @@ def test_small_parts_are_joined_again(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [Block() for _ in range(3)]
     method = Halve()
     plan = PruningPlan(method, {"here": frozenset({0})})
-    tokens = Tokens.pack(torch.zeros(18, 2), Spans.of([9, 9]))
+    tokens = Tokens.pack(torch.zeros(18, 2), Spans.of([9, 9]), prefix=1)
     with torch.no_grad():
         run_tower("here", blocks, tokens, None, plan=plan, strength=0.5)
     assert [len(block.asked) for block in blocks] == [2, 1, 1]

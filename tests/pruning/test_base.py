@@ -15,7 +15,7 @@ BOTH = pytest.mark.parametrize("lengths", [[9, 9, 9], [4, 12, 1, 2, 9]], ids=["u
 
 
 def _tokens(lengths: list[int], width: int = 1) -> Tokens:
-    return Tokens.pack(torch.arange(float(sum(lengths)))[:, None].expand(-1, width), Spans.of(lengths))
+    return Tokens.pack(torch.arange(float(sum(lengths)))[:, None].expand(-1, width), Spans.of(lengths), prefix=1)
 
 
 @BOTH
@@ -100,4 +100,4 @@ def test_every_method_says_what_it_needs() -> None:
     """The registry's names, and needs made of known words only."""
     assert set(PRUNERS) == {"madtp", "random"}
     for make, options in ((PRUNERS["madtp"], {"dim": 4}), (PRUNERS["random"], {})):
-        assert make(**options).needs <= {"statistics", "guidance"}
+        assert make(**options).needs <= {"class_row", "received", "guidance"}

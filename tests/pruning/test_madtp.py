@@ -36,7 +36,9 @@ def _evidence(lengths: list[int], seed: int = 0) -> Evidence:
             )
         )
     class_row, received, guidance = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    tokens = Tokens.pack(torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(9)), Spans.of(lengths))
+    tokens = Tokens.pack(
+        torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(9)), Spans.of(lengths), prefix=1
+    )
     return Evidence(tokens, 0, Statistics(class_row, received), guidance)
 
 
@@ -44,10 +46,11 @@ def _alone(evidence: Evidence, row: int) -> Evidence:
     """Cut one sample out of a batch."""
     assert evidence.statistics is not None
     assert evidence.guidance is not None
+    assert evidence.statistics.class_row is not None
     start, length = evidence.tokens.spans.starts[row], evidence.tokens.spans.lengths[row]
     own = slice(start, start + length)
     return Evidence(
-        Tokens.pack(evidence.tokens.x[own], Spans.of([length])),
+        Tokens.pack(evidence.tokens.x[own], Spans.of([length]), prefix=1),
         0,
         Statistics(evidence.statistics.class_row[own], evidence.statistics.received[own]),
         evidence.guidance[own],
@@ -71,6 +74,7 @@ class Sample:
 def _sample(evidence: Evidence, row: int, variant: str, temperature: float) -> Sample:
     one = _alone(evidence, row)
     assert one.statistics is not None
+    assert one.statistics.class_row is not None
     assert one.guidance is not None
     z = [[value / math.sqrt(DIM) if variant == "normalised" else value for value in r] for r in one.guidance.tolist()]
     z = z[1:]
@@ -141,7 +145,7 @@ def test_released_variant_by_hand() -> None:
     Scores: .3833 .25 .15 .15 and .4167 .1833 .15 .15. `paper` prunes per sample; `released` gives the second its mate's
     count and so its second-best token as well.
     """
-    tokens = Tokens.pack(torch.arange(10.0)[:, None], Spans.of([5, 5]))
+    tokens = Tokens.pack(torch.arange(10.0)[:, None], Spans.of([5, 5]), prefix=1)
     class_row = torch.tensor([0.2, 0.4, 0.2, 0.1, 0.1, 0.3, 0.4, 0.1, 0.1, 0.1])
     received = torch.tensor([9.0, 5, 3, 1, 1, 9, 6, 2, 1, 1])
     evidence = Evidence(tokens, 0, Statistics(class_row, received), torch.ones(10, 1))
@@ -204,7 +208,7 @@ def test_published_variants_fall_to_the_least_beyond_their_threshold(variant: Va
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_published_variants_keep_all_where_nothing_would_be_kept(variant: Variant) -> None:
     """Equal scores at the published threshold: none is above their mean, so none goes (method.md section 4)."""
-    tokens = Tokens.pack(torch.randn(5, 2), Spans.of([5]))
+    tokens = Tokens.pack(torch.randn(5, 2), Spans.of([5]), prefix=1)
     evidence = Evidence(tokens, 0, Statistics(torch.full((5,), 0.25), torch.ones(5)), torch.ones(5, 1))
     assert _kept(tokens, Madtp(1, variant=variant).select(evidence, 0.5)) == [5]
     assert _kept(tokens, Madtp(1).select(evidence, 0.5)) == [3]
@@ -212,7 +216,7 @@ def test_published_variants_keep_all_where_nothing_would_be_kept(variant: Varian
 
 def test_released_variant_prunes_to_a_least_count() -> None:
     """Where `paper` keeps 3 and 2, 3 of both stay; with a least count of 4 all do, unless the knob asks for more."""
-    tokens = Tokens.pack(torch.randn(14, 2), Spans.of([7, 7]))
+    tokens = Tokens.pack(torch.randn(14, 2), Spans.of([7, 7]), prefix=1)
     class_row = torch.tensor([0.0, 9, 8, 7, 1, 1, 1, 0, 9, 8, 1, 1, 1, 1])
     evidence = Evidence(tokens, 0, Statistics(class_row, torch.ones(14)), torch.ones(14, 1))
     assert _kept(tokens, Madtp(1, variant="paper").select(evidence, 0.5)) == [5, 4]
@@ -245,9 +249,10 @@ def test_protected_tokens_beyond_the_class_token_take_no_part() -> None:
     assert evidence.guidance is not None
     protected = evidence.tokens.protected.clone()
     protected[4] = True
+    assert evidence.statistics.class_row is not None
     rest = torch.arange(10) != 4
     without = Evidence(
-        Tokens.pack(evidence.tokens.x[rest], Spans.of([9])),
+        Tokens.pack(evidence.tokens.x[rest], Spans.of([9]), prefix=1),
         0,
         Statistics(evidence.statistics.class_row[rest], evidence.statistics.received[rest]),
         evidence.guidance[rest],

@@ -9,7 +9,7 @@ from madtp_cli.tokens import Spans, Tokens, compact
 
 
 def _run(lengths: list[int], strength: float, layer: int = 0, seed: int = 0) -> Tokens:
-    tokens = Tokens.pack(torch.arange(float(sum(lengths)))[:, None], Spans.of(lengths))
+    tokens = Tokens.pack(torch.arange(float(sum(lengths)))[:, None], Spans.of(lengths), prefix=1)
     return compact(tokens, Random(seed).select(Evidence(tokens, layer, None, None), strength))
 
 
@@ -54,7 +54,7 @@ def test_the_rest_is_merged_uniformly() -> None:
 
 def test_merged_tokens_may_be_pruned_again() -> None:
     """Two rounds keep the sum of sizes."""
-    tokens = Tokens.pack(torch.randn(40, 2), Spans.of([19, 21]))
+    tokens = Tokens.pack(torch.randn(40, 2), Spans.of([19, 21]), prefix=1)
     for layer in range(2):
         tokens = compact(tokens, Random().select(Evidence(tokens, layer, None, None), 0.5))
     assert tokens.spans.sum(tokens.size).tolist() == [19, 21]

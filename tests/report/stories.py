@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from madtp_cli.report.html import Story
-from madtp_cli.report.kept_tokens import KeptTokens, Sample, TowerView
+from madtp_cli.report.kept_tokens import KeptTokens, Sample, SiteView
 from madtp_cli.results import Budget, LayerTokens, PruneResult, Side
 
 DENSE = Side(
@@ -58,7 +58,7 @@ LOG: list[dict[str, Any]] = [
     for step in (20, 40)
 ]
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
-PATCHES = TowerView(17, (KeptTokens(0, (0, 1, 2, 3, 6), 1), KeptTokens(1, (0, 3, 6), 1)))
+PATCHES = SiteView(17, (KeptTokens(0, (0, 1, 2, 3, 6), 1), KeptTokens(1, (0, 3, 6), 1)))
 SAMPLE = Sample(
     id="shapes/test/<3>",
     images=(IMAGE, IMAGE),
@@ -68,7 +68,7 @@ SAMPLE = Sample(
     right=False,
     gmacs=0.15,
     dense_gmacs=0.32,
-    towers={"vision_left": PATCHES, "vision_right": PATCHES, "text": TowerView(5, (KeptTokens(0, (0, 3), 1),))},
+    sites={"vision_left": PATCHES, "vision_right": PATCHES, "text": SiteView(5, (KeptTokens(0, (0, 3), 1),), "text")},
 )
 STORY = Story(
     result=RESULT,
@@ -78,6 +78,7 @@ STORY = Story(
     gmacs=[0.15 + row / 1000 for row in range(40)],
     dense_gmacs=[0.32] * 40,
     kept={"vision": {0: [0.5 + row / 100 for row in range(40)]}},
+    reads={"vision": "image", "text": "text"},
     extremes={"The cheapest samples": [SAMPLE], "The dearest samples": []},
     examples={"Right answers": [replace(SAMPLE, right=True)], "Wrong answers": [SAMPLE]},
     setting={"data": "shapes, 40 test"},

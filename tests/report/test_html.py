@@ -10,7 +10,7 @@ import pytest
 
 from madtp_cli.report.comparison import budget_line, headline
 from madtp_cli.report.html import report
-from madtp_cli.report.kept_tokens import KeptTokens, TowerView
+from madtp_cli.report.kept_tokens import KeptTokens, SiteView
 from madtp_cli.report.overlay import titled
 from tests.report.stories import LOG, RESULT, SAMPLE, STORY
 
@@ -164,8 +164,8 @@ def test_how_it_was_measured_is_said() -> None:
 def test_what_is_not_known_is_left_out(change: dict[str, Any], missing: list[str]) -> None:
     """A dense model is told of without pruning: its cost, its metrics, its loss."""
     log = [{**entry, "gmacs": None, "strength": None} for entry in LOG]
-    whole = {name: TowerView(view.tokens, ()) for name, view in SAMPLE.towers.items()}
-    examples = {"Right answers": [replace(SAMPLE, towers=whole)]}
+    whole = {name: SiteView(view.tokens, (), view.reads) for name, view in SAMPLE.sites.items()}
+    examples = {"Right answers": [replace(SAMPLE, sites=whole)]}
     page = Page(
         report(
             replace(STORY, result=replace(RESULT, **change), log=log, kept={}, gmacs=[], extremes={}, examples=examples)
@@ -203,7 +203,7 @@ def test_a_missed_budget_is_marked() -> None:
 
 
 def test_of_many_layers_a_few_are_shown() -> None:
-    deep = TowerView(17, tuple(KeptTokens(layer, (0, 1), 1) for layer in range(12)))
-    towers = {"vision_left": deep, "vision_right": deep, "text": deep}
-    page = Page(report(replace(STORY, examples={"Examples": [replace(SAMPLE, towers=towers)]}, extremes={})))
+    deep = SiteView(17, tuple(KeptTokens(layer, (0, 1), 1) for layer in range(12)))
+    sites = {"vision_left": deep, "vision_right": deep, "text": replace(deep, reads="text")}
+    page = Page(report(replace(STORY, examples={"Examples": [replace(SAMPLE, sites=sites)]}, extremes={})))
     assert len(page.named("img")) == 2 * (1 + 4)

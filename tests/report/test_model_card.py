@@ -10,10 +10,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from madtp_cli.models.checkpoints import MODELS
+from madtp_cli.models.family import family_of
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.report.model_card import Origin, model_card
 from madtp_cli.results import Budget, LayerTokens, PruneResult, Side
+from tests.models.kinds import kinds
 
 RESULT = PruneResult(
     command="prune",
@@ -46,6 +47,7 @@ ORIGIN = Origin(
     task="nlvr2",
     data="shapes",
     spec=SPEC,
+    kind="visual-reasoning",
     limits=("Knows generated scenes only.",),
 )
 DENSE = replace(RESULT, command="finetune", budget=None, pruned=None, layers=())
@@ -98,12 +100,14 @@ def test_what_is_on_the_hub_is_named_as_the_hub_does(tmp_path: Path, monkeypatch
     assert not {"base_model", "datasets"} & set(found)
 
 
-@pytest.mark.parametrize(("family", "task"), MODELS)
+@pytest.mark.parametrize(("family", "task"), kinds())
 def test_the_hubs_own_reader_takes_it(family: str, task: str) -> None:
     """Of every task; it raises on results without a task, a data set or a metric. Oracle: what it read."""
     metrics = {"tr@1": 0.8812345, "mean": 0.9} if task == "retrieval" else {"accuracy": 0.961}
     result = replace(RESULT, pruned=replace(RESULT.pruned, metrics={**metrics, "accuracy/both": 0.5}))  # type: ignore[type-var]
-    read: Any = ModelCard(card(result, family=family, task=task), ignore_metadata_errors=False).data
+    kind, pipeline = family_of(family).cards[task]
+    text = card(result, family=family, task=task, kind=kind, pipeline=pipeline)
+    read: Any = ModelCard(text, ignore_metadata_errors=False).data
     assert [found.metric_value for found in read.eval_results] == [round(value, 4) for value in metrics.values()]
     assert read.metrics == (["recall"] if task == "retrieval" else ["accuracy"])
     assert {family, task} <= set(read.tags)

@@ -11,13 +11,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 
-from madtp_cli.report.kept_tokens import KeptTokens, Sample, TowerView
+from madtp_cli.report.kept_tokens import KeptTokens, Sample, SiteView
 from madtp_cli.report.overlay import kept_figure, panel, titled
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
 LAYERS = (KeptTokens(1, (0, 1, 2, 3, 6), 1), KeptTokens(2, (0, 3, 6), 1))
-PATCHES = TowerView(17, LAYERS)  # four patches a side
-WORDS = TowerView(5, (KeptTokens(0, (0, 2, 4), 0),))
+PATCHES = SiteView(17, LAYERS)  # four patches a side
+WORDS = SiteView(5, (KeptTokens(0, (0, 2, 4), 0),))
 SAMPLE = Sample(
     id="costs $5 and $6",
     images=(IMAGE, IMAGE),
@@ -27,7 +27,7 @@ SAMPLE = Sample(
     right=False,
     gmacs=0.25,
     dense_gmacs=0.5,
-    towers={"vision_left": PATCHES, "vision_right": PATCHES, "text": WORDS},
+    sites={"vision_left": PATCHES, "vision_right": PATCHES, "text": WORDS},
 )
 
 
@@ -75,17 +75,17 @@ def test_a_figure_shows_every_image_layer_by_layer_and_the_words() -> None:
 
 
 def test_what_is_not_pruned_is_said() -> None:
-    dense = {name: replace(view, layers=()) for name, view in SAMPLE.towers.items()}
-    written = texts(replace(SAMPLE, towers=dense))
+    dense = {name: replace(view, layers=()) for name, view in SAMPLE.sites.items()}
+    written = texts(replace(SAMPLE, sites=dense))
     assert "left image, not pruned" in written
     assert "text, not pruned" in written
     assert " ".join(SAMPLE.words) in written
 
 
 def test_of_many_layers_a_few_are_shown() -> None:
-    deep = TowerView(17, tuple(KeptTokens(layer, (0, 1), 1) for layer in range(12)))
+    deep = SiteView(17, tuple(KeptTokens(layer, (0, 1), 1) for layer in range(12)))
     towers = {"vision": deep, "text": WORDS}
-    written = texts(replace(SAMPLE, images=(IMAGE,), towers=towers), most_layers=3)
+    written = texts(replace(SAMPLE, images=(IMAGE,), sites=towers), most_layers=3)
     assert [text.partition(":")[0] for text in written if text.startswith("layer")] == [
         "layer 0",
         "layer 6",

@@ -20,7 +20,7 @@ def drawn() -> list[Plot]:
         plots.cost(LOG),
         plots.strength(LOG),
         plots.score_against_cost(LOG, "accuracy", 0.32, {"dense": (0.32, 0.97), "compressed": (0.16, 0.95)}),
-        *(plots.kept(tower, layers) for tower, layers in STORY.kept.items()),
+        *(plots.kept(tower, layers, "images") for tower, layers in STORY.kept.items()),
         plots.histogram(STORY.gmacs, STORY.dense_gmacs),
     ]
     return [plot for plot in found if plot is not None]
@@ -112,11 +112,11 @@ def test_one_step_and_one_validation_are_enough() -> None:
         plots.cost(few),
         plots.strength(few),
         plots.score_against_cost(few, "accuracy", 0.32, {}),
-        plots.kept("text", {0: [0.5, 0.5]}),
+        plots.kept("text", {0: [0.5, 0.5]}, "texts"),
         plots.histogram([0.1, 0.1], [0.3, 0.3]),
     ]
     assert all(found)
-    assert plots.kept("text", {0: [0.5, 0.5]}).caption == (
+    assert plots.kept("text", {0: [0.5, 0.5]}, "texts").caption == (
         "After the last layer, all of the 2 test texts keep 50% of their text tokens."
     )
 

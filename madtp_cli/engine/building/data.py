@@ -29,6 +29,7 @@ from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.tasks.retrieval import Retrieval
 from madtp_cli.engine.tasks.vqa import ANSWER_LIST, Answering, Vqa
 from madtp_cli.errors import SourceError
+from madtp_cli.models.family import family_of
 from madtp_cli.models.processor import Processor
 from madtp_cli.recipe import Recipe
 from madtp_cli.recipe_sections import DataSection, SplitFiles
@@ -338,7 +339,7 @@ def _open_vqav2(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
 def _open_karpathy(recipe: Recipe, processor: Processor, split: str) -> Split[Any]:
     data = recipe.data
     more: dict[str, Any] = {"prompt": recipe.inference.prompt} if recipe.task == "caption" else {}
-    if recipe.model.family == "clip":
+    if family_of(recipe.model.family).processing.whole_captions:
         more["max_tokens"] = processor.longest
     if isinstance(data.annotations, SplitFiles) and data.annotations.validation is None:
         raise SourceError(f"data.annotations.validation is missing; {data.name} has a validation split, name its file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from madtp_cli.engine.building.data import facts
 from madtp_cli.engine.building.device import choose_device, floating
 from madtp_cli.errors import RecipeError, SourceError
-from madtp_cli.models.base import PrunedModel, initialise, towers_of
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.checkpoints import BUILTIN, MODELS, TEMPERATURE, Checkpoint, open_checkpoint
-from madtp_cli.models.clip.model import small_clip_config
+from madtp_cli.models.base import PrunedModel, initialise
+from madtp_cli.models.checkpoints import BUILTIN, TEMPERATURE, Checkpoint, open_checkpoint
 from madtp_cli.models.configs import default_config
+from madtp_cli.models.family import family_of, model_class
 from madtp_cli.models.filling import is_finite
 from madtp_cli.models.processor import Processor, check_tokenizer
 from madtp_cli.models.spec import PruningSpec
@@ -51,9 +49,9 @@ def open_for(source: str, recipe: Recipe, *, task: str | None = None) -> Checkpo
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Refuse data that a checkpoint's model cannot read; raises SourceError."""
-    config, known = checkpoint.config, facts(recipe.data.name)
+    limits, known = checkpoint.limits, facts(recipe.data.name)
     words, size = len(known.vocabulary), recipe.data.image_size or known.image_size
-    vocabulary, side = config.text_config.vocab_size, config.vision_config.image_size
+    vocabulary, side = limits.words, limits.image_size
     if vocabulary < words or (size is not None and side != size) or (words and vocabulary > MOST_WORDS * words):
         raise SourceError(
             f"{checkpoint.source}: its model reads {vocabulary} words and images of {side} pixels, "
@@ -66,7 +64,7 @@ def fresh_model(recipe: Recipe) -> PrunedModel:
     """Build the recipe's architecture with random weights, from its seed, or with another checkpoint's vision tower."""
     assert recipe.model.architecture is not None
     torch.manual_seed(recipe.training.seed)
-    model = MODELS[recipe.model.family, recipe.task](fresh_config(recipe))
+    model = model_class(recipe.model.family, recipe.task)(fresh_config(recipe))
     initialise(model)
     if recipe.model.vision_from is not None:
         take_vision(model, open_checkpoint(recipe.model.vision_from))
@@ -82,21 +80,8 @@ def fresh_config(recipe: Recipe) -> Any:
         where = recipe.where("model.architecture.patch_size")
         raise RecipeError(f"{where}: images of {side} pixels are not a multiple of patch_size {patch}")
     words = {word: number for number, word in enumerate(known.vocabulary)}
-    shape: dict[str, Any] = recipe.model.architecture.model_dump()
-    shared: dict[str, Any] = {"image_size": side, "vocab_size": len(words)}
-    projection = shape.pop("projection")
-    if recipe.model.family == "clip":
-        shape.pop("merge_from")
-        return small_clip_config(**shape, **shared, projection_dim=projection, eos_token_id=words["[SEP]"])
-    return small_config(
-        **shape,
-        **shared,
-        projection_width=projection,
-        dec_token_id=words["[DEC]"],
-        enc_token_id=words["[ENC]"],
-        sep_token_id=words["[SEP]"],
-        pad_token_id=words["[PAD]"],
-    )
+    shape = recipe.model.architecture.model_dump()
+    return family_of(recipe.model.family).configuration.small(shape, side, words)
 
 
 def full_config(recipe: Recipe) -> Any:
@@ -115,7 +100,7 @@ def full_config(recipe: Recipe) -> Any:
 
 def take_vision(model: PrunedModel, source: Checkpoint) -> None:
     """Copy another checkpoint's vision tower; raises SourceError if it is not the same."""
-    prefix = "vision_model."
+    prefix = f"{model.image_encoder}."
     own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
     given = {key: value for key, value in source.state.items() if key.startswith(prefix)}
     unfit = [key for key in own if key not in given or given[key].shape != own[key].shape] + [
@@ -140,14 +125,14 @@ def fresh_processor(recipe: Recipe) -> Processor:
 
 def processor_of(checkpoint: Checkpoint, tokenizer: str | None = None) -> Processor:
     """Open the processor of a checkpoint; raises SourceError for a tokenizer that is not its model's."""
-    text = checkpoint.config.text_config
+    limits = checkpoint.limits
     processor = Processor.from_folder(
         checkpoint.folder,
         family=checkpoint.family,
         task=checkpoint.task,
-        image_size=checkpoint.config.vision_config.image_size,
+        image_size=limits.image_size,
         tokenizer=tokenizer,
-        longest=text.max_position_embeddings,
+        longest=limits.text_tokens,
     )
     check_tokenizer(processor, checkpoint.config, checkpoint.source)
     return processor
@@ -170,28 +155,34 @@ def pruning_spec(recipe: Recipe, config: Any) -> PruningSpec:
     pruning, alignment = recipe.pruning, recipe.alignment
     if pruning.method == "none":
         return PruningSpec()
-    towers = towers_of(config)
-    prunable = MODELS[recipe.model.family, recipe.task].prunable
-    if alignment.projection == "none" and "guidance" in PRUNERS[pruning.method].needs:
-        for tower, (_, width) in towers.items():
-            if width != alignment.dim:
+    sites, needs = model_class(recipe.model.family, recipe.task).sites_of(config), PRUNERS[pruning.method].needs
+    guided = "guidance" in needs
+    if alignment.projection == "none" and guided:
+        for site in sites:
+            if site.width != alignment.dim:
                 raise RecipeError(
-                    f"{recipe.where('alignment.dim')}: alignment.dim is {alignment.dim} but the {tower} tower is "
-                    f"{width} wide; with projection none they must be equal, try projection: shared"
+                    f"{recipe.where('alignment.dim')}: alignment.dim is {alignment.dim} but the {site.name} tower is "
+                    f"{site.width} wide; with projection none they must be equal, try projection: shared"
                 )
-    guided = "guidance" in PRUNERS[pruning.method].needs
-    chosen: Mapping[str, Any] = {"vision": pruning.layers.vision, "text": pruning.layers.text}
+    layers = {
+        site.name: _layers(recipe, f"pruning.layers.{site.name}", pruning.layers.of(site.name), site.layers)
+        for site in sites
+        if site.prunes
+    }
+    for site in sites:
+        if layers.get(site.name) and (lacking := sorted(needs - site.offers)):
+            raise RecipeError(
+                f"{recipe.where('pruning.method')}: pruning.method {pruning.method} needs {' and '.join(lacking)}, "
+                f"which {recipe.model.family} models do not have at the site {site.name}; try another method, or "
+                f"pruning.layers.{site.name}: none"
+            )
     return PruningSpec(
         method=pruning.method,
         variant=pruning.variant,
         tokens=pruning.tokens,
         temperature=pruning.temperature,
         strength=pruning.strength or 0.0,
-        layers={
-            tower: _layers(recipe, f"pruning.layers.{tower}", chosen[tower], layers)
-            for tower, (layers, _) in towers.items()
-            if tower in prunable
-        },
+        layers=layers,
         alignment_tokens=alignment.tokens if guided else 0,
         alignment_dim=alignment.dim if guided else 0,
         projection=alignment.projection,
@@ -213,7 +204,7 @@ def with_pruning_of(recipe: Recipe, spec: PruningSpec) -> Recipe:
             "temperature": spec.temperature,
             "strength": spec.strength,
             "layers": recipe.pruning.layers.model_copy(
-                update={tower: chosen or "none" for tower, chosen in spec.layers.items()}
+                update={site: chosen or "none" for site, chosen in spec.layers.items()}
             ),
         }
     )

@@ -16,8 +16,10 @@ from madtp_cli.data.sentences import TOKEN_IDS
 from madtp_cli.engine.building.model import full_config
 from madtp_cli.errors import SourceError
 from madtp_cli.models.base import PrunedModel, initialise
-from madtp_cli.models.checkpoints import MODELS, TEMPERATURE, Checkpoint
+from madtp_cli.models.checkpoints import TEMPERATURE, Checkpoint
 from madtp_cli.models.configs import default_config
+from madtp_cli.models.family import family_of, model_class
+from madtp_cli.models.limits import limits_of
 from madtp_cli.models.processor import Processor, check_tokenizer
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
@@ -65,7 +67,8 @@ def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
     """
     family, task = recipe.model.family, recipe.task
     config = full_config(recipe)
-    size, longest = config.vision_config.image_size, config.text_config.max_position_embeddings
+    limits = limits_of(config)
+    size, longest = limits.image_size, limits.text_tokens
     named = recipe.model.tokenizer
     try:
         processor = Processor.from_folder(
@@ -78,10 +81,10 @@ def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
         processor = Processor.from_words(list(TOKEN_IDS), size, family=family, task=task, longest=longest)
         note = "random weights; its tokenizer is not here, so the words are those of the generated samples"
     overrides = {key: value for key, value in recipe.model.config.given().items() if key != TEMPERATURE}
-    config = default_config(family, task, overrides | _special_ids(processor), size)
+    config = default_config(family, task, overrides | family_of(family).processing.settings(processor), size)
     check_tokenizer(processor, config, named or "")
     torch.manual_seed(recipe.training.seed)
-    model: PrunedModel = MODELS[family, task](config)
+    model: PrunedModel = model_class(family, task)(config)
     initialise(model)
     checkpoint = Checkpoint(
         folder=None,
@@ -95,11 +98,3 @@ def random_checkpoint(recipe: Recipe) -> tuple[Checkpoint, Processor]:
         notes=(note,),
     )
     return checkpoint, processor
-
-
-def _special_ids(processor: Processor) -> dict[str, int]:
-    """Return the ids of a tokenizer's special tokens, as overrides of a configuration."""
-    if processor.family == "clip":
-        return {"eos_token_id": processor.words("")[-1]}
-    names = {"dec": "[DEC]", "enc": "[ENC]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]"}
-    return {f"{name}_token_id": processor.tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}

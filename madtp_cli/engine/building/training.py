@@ -47,8 +47,7 @@ def auxiliary_heads(recipe: Recipe, model: PrunedModel) -> AuxiliaryHeads | None
                 f"{where}: training.auxiliary.{name} needs labels, and those of {recipe.data.name} for task "
                 f"{recipe.task} are: {', '.join(labels) or 'none'}; set it to 0"
             )
-    config = model.config
-    patch, labelled = config.vision_config.patch_size, facts(recipe.data.name).labelled_patch
+    patch, labelled = model.limits.patch_size, facts(recipe.data.name).labelled_patch
     if weights["patches"] and (model.plan is not None or patch != labelled):
         fault = (
             f"{recipe.data.name} labels patches of {labelled} pixels, and the model's have {patch}"
@@ -57,7 +56,14 @@ def auxiliary_heads(recipe: Recipe, model: PrunedModel) -> AuxiliaryHeads | None
         )
         where = recipe.where("training.auxiliary.patches")
         raise RecipeError(f"{where}: training.auxiliary.patches cannot be used: {fault}; set it to 0")
-    return AuxiliaryHeads(config.vision_config.hidden_size, config.text_config.hidden_size, weights)
+    image, text = model.sites[0], model.sites[-1]
+    if weights["image_counts"] and not image.prefix:
+        where = recipe.where("training.auxiliary.image_counts")
+        raise RecipeError(
+            f"{where}: training.auxiliary.image_counts is learned by a class token, and {recipe.model.family} models "
+            "have none; set it to 0"
+        )
+    return AuxiliaryHeads(image.width, text.width, weights)
 
 
 def fit_settings(recipe: Recipe, device: torch.device, samples: int, *, resumable: bool = True) -> FitSettings:

@@ -14,7 +14,6 @@ from madtp_cli.engine.evaluation.meter import CostMeter
 from madtp_cli.engine.tasks.base import Task
 from madtp_cli.errors import SourceError
 from madtp_cli.models.base import Output, PrunedModel
-from madtp_cli.models.tower import LayerTrace
 
 BATCH = 256  # most samples per forward pass outside training
 
@@ -94,7 +93,7 @@ def evaluate(
             if keep is not None:
                 keep(batch, cost, right)
             if records:
-                lines += sample_records(batch, output, cost)
+                lines += sample_records(model, batch, output, cost)
         _check_any(meter)
         scores = scorer.scores()
     for line, prediction, logits in zip(lines, scores.predictions, scores.logits, strict=True) if records else ():
@@ -128,15 +127,12 @@ def _check_any(meter: CostMeter) -> None:
         raise SourceError("no sample could be read: every image is missing or broken; see data.max_broken")
 
 
-def sample_records(batch: Batch, output: Output, cost: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield the id of every sample, its gmacs, and the tokens leaving every layer of its towers."""
+def sample_records(model: PrunedModel, batch: Batch, output: Output, cost: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the id of every sample, its gmacs, and the tokens leaving every layer of its sites."""
     for row, images in enumerate(batch.image_index.view(batch.samples, -1).tolist()):
-        names = ("vision",) if len(images) == 1 else ("vision_left", "vision_right")
-        kept = {name: _leaving(output.vision, image) for name, image in zip(names, images, strict=True)}
-        if output.text:
-            kept["text"] = _leaving(output.text, row)
+        kept = {
+            name: [layer.leaving[place] for layer in output.traces[site.name]]
+            for site in model.sites
+            for name, place in site.rows(row, images).items()
+        }
         yield {"id": batch.ids[row], "gmacs": cost[row] / 1e9, "tokens_kept": kept}
-
-
-def _leaving(trace: Sequence[LayerTrace], sample: int) -> list[int]:
-    return [layer.leaving[sample] for layer in trace]

@@ -13,8 +13,9 @@ from madtp_cli.data.batch import Batch, prepared
 from madtp_cli.engine.tasks.base import Task
 from madtp_cli.models.base import Output, PrunedModel
 from madtp_cli.models.processor import Processor
+from madtp_cli.models.sites import Site
 from madtp_cli.models.tower import LayerTrace
-from madtp_cli.report.kept_tokens import TEXT, KeptTokens, Sample, TowerView
+from madtp_cli.report.kept_tokens import KeptTokens, Sample, SiteView
 
 _WORD_END = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 
@@ -45,7 +46,7 @@ def show_samples(
                 right=None,
                 gmacs=int(total(model.macs(output))) / 1e9,
                 dense_gmacs=int(total(model.dense_macs(output.text_lengths))) / 1e9,
-                towers=_towers(output, images),
+                sites=_views(model, output, images),
             )
         )
     model.train(was_training)
@@ -76,15 +77,17 @@ def pieces(processor: Processor, ids: Tensor) -> tuple[str, ...]:
     return tuple(piece.removesuffix(_WORD_END) for piece in processor.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
 
-def _towers(output: Output, images: Sequence[int]) -> Mapping[str, TowerView]:
-    """View a pass over one sample, whose images are these rows, tower by tower."""
-    names = ("vision",) if len(images) == 1 else ("vision_left", "vision_right")
-    towers = {name: _view(output.vision, image) for name, image in zip(names, images, strict=True)}
-    return {**towers, TEXT: _view(output.text, 0)} if output.text else towers
+def _views(model: PrunedModel, output: Output, images: Sequence[int]) -> Mapping[str, SiteView]:
+    """View a pass over one sample, whose images are these rows, site by site."""
+    return {
+        name: _view(site, model.dense_tokens(site, output.text_lengths)[0], output.traces[site.name], row)
+        for site in model.sites
+        for name, row in site.rows(0, images).items()
+    }
 
 
-def _view(trace: Sequence[LayerTrace], row: int) -> TowerView:
-    """View what a tower did to one of its images or texts."""
+def _view(site: Site, tokens: int, trace: Sequence[LayerTrace], row: int) -> SiteView:
+    """View what happened at a site to one image or text of so many tokens before any pruning."""
     layers = []
     for layer in trace:
         if layer.prunes:
@@ -92,4 +95,4 @@ def _view(trace: Sequence[LayerTrace], row: int) -> TowerView:
             kept = layer.kept[begin : begin + layer.leaving[row]].tolist()
             alone = tuple(position for position in kept if position >= 0)
             layers.append(KeptTokens(layer.layer, alone, len(kept) - len(alone)))
-    return TowerView(trace[0].spans.lengths[row], tuple(layers))
+    return SiteView(tokens, tuple(layers), site.reads, site.prefix)

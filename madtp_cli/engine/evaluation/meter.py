@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from madtp_cli.costs.analytic import total
 from madtp_cli.models.base import Output, PrunedModel
@@ -13,7 +14,7 @@ from madtp_cli.results import LayerTokens
 @dataclass
 class CostMeter:
     """Costs of samples, in MACs: macs and dense_macs one integer each, modules their sums; tokens leaving layers, and
-    the most that entered each tower.
+    the most that entered each site.
     """
 
     macs: list[int] = field(default_factory=list)
@@ -30,9 +31,9 @@ class CostMeter:
         cost: list[int] = total(by_module).tolist()
         self.macs += cost
         self.dense_macs += total(model.dense_macs(output.text_lengths)).tolist()
-        for layer in (*output.vision, *output.text):
-            self.leaving.setdefault((layer.tower, layer.layer), []).extend(layer.leaving)
-            self.entered[layer.tower] = max(self.entered.get(layer.tower, 0), *layer.spans.lengths)
+        for layer in chain(*(output.traces[site.name] for site in model.sites)):
+            self.leaving.setdefault((layer.site, layer.layer), []).extend(layer.leaving)
+            self.entered[layer.site] = max(self.entered.get(layer.site, 0), *layer.spans.lengths)
         return cost
 
     @property
@@ -59,17 +60,17 @@ class CostMeter:
 def layer_tokens(
     leaving: Mapping[tuple[str, int], Sequence[int]], entered: Mapping[str, int] | None = None
 ) -> tuple[LayerTokens, ...]:
-    """Summarise the tokens of all samples leaving each (tower, layer), of at most so many that `entered` the tower."""
+    """Summarise the tokens of all samples leaving each (site, layer), of at most so many that `entered` the site."""
     return tuple(
         LayerTokens(
-            tower=tower,
+            tower=site,
             layer=layer,
             tokens_mean=sum(kept) / len(kept),
             tokens_min=min(kept),
             tokens_max=max(kept),
-            tokens_entered=None if entered is None else entered[tower],
+            tokens_entered=None if entered is None else entered[site],
         )
-        for (tower, layer), kept in leaving.items()
+        for (site, layer), kept in leaving.items()
     )
 
 

@@ -32,12 +32,9 @@ def fit_samples(
 
     Raises SourceError for words the model does not have, UsageError for sentences longer than it can read.
     """
-    text = model.config.text_config
+    limits = model.limits
     if text_tokens is None:
-        found, most = (
-            max(sample.text_lengths[0] for sample in samples),
-            model.config.text_config.max_position_embeddings,
-        )
+        found, most = max(sample.text_lengths[0] for sample in samples), limits.text_tokens
         if found > most:
             raise SourceError(
                 f"the data's texts have up to {found} tokens, and the model reads at most {most}; cut them with "
@@ -46,11 +43,10 @@ def fit_samples(
     else:
         check_text_tokens(model, text_tokens)
     words = max(int(sample.text.max()) for sample in samples) + 1
-    if words > text.vocab_size:
+    if words > limits.words:
         raise SourceError(
-            f"the data's sentences use {words} words but the model has {text.vocab_size}: it was made for other data"
+            f"the data's sentences use {words} words but the model has {limits.words}: it was made for other data"
         )
-    size = model.config.vision_config.image_size
     fitted = []
     for sample in samples:
         ids = sample.text.tolist()
@@ -59,7 +55,7 @@ def fit_samples(
         fitted.append(
             replace(
                 sample,
-                images=normalise(_resize(sample.images, size), torch.device("cpu")),
+                images=normalise(_resize(sample.images, limits.image_size), torch.device("cpu")),
                 text=torch.tensor(ids),
                 text_lengths=[len(ids)],
                 auxiliary={},
@@ -70,7 +66,7 @@ def fit_samples(
 
 def check_text_tokens(model: PrunedModel, tokens: int) -> None:
     """Refuse texts that are longer than a model can read; raises UsageError."""
-    longest = model.config.text_config.max_position_embeddings
+    longest = model.limits.text_tokens
     if tokens > longest:
         raise UsageError(f"--text-tokens {tokens}: the model reads at most {longest} tokens; give fewer")
 

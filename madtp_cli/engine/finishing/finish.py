@@ -24,6 +24,7 @@ from madtp_cli.engine.training.output import OutputFolder
 from madtp_cli.engine.training.resume import METRICS
 from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.checkpoints import Checkpoint, save_weights
+from madtp_cli.models.family import family_of
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.recipe import Recipe
@@ -247,6 +248,7 @@ def _side(
 def _card(run: Finished, result: results.PruneResult, spec: PruningSpec) -> str:
     """Write the model card."""
     recipe = run.recipe
+    kind, pipeline = family_of(recipe.model.family).cards[recipe.task]
     origin = Origin(
         base=recipe.model.checkpoint or "",
         recipe_name=recipe.name,
@@ -254,6 +256,8 @@ def _card(run: Finished, result: results.PruneResult, spec: PruningSpec) -> str:
         task=recipe.task,
         data=recipe.data.name,
         spec=spec,
+        kind=kind,
+        pipeline=pipeline,
         source=recipe.data.source,
         limits=facts(recipe.data.name).limits,
         report=result.report is not None,

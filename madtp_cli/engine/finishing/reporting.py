@@ -144,6 +144,7 @@ def write_report(
             gmacs=[macs / 1e9 for macs in tested.cost.macs],
             dense_gmacs=[macs / 1e9 for macs in dense.cost.macs],
             kept=shares(tested, dense),
+            reads={site.name: site.reads for site in model.sites},
             extremes=extreme,
             examples=example,
             setting=_setting(recipe, splits),

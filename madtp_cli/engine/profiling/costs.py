@@ -14,12 +14,13 @@ from rich.console import Console
 from madtp_cli import results
 from madtp_cli.costs import analytic
 from madtp_cli.costs.analytic import total
+from madtp_cli.costs.published import Measured
 from madtp_cli.data.batch import Batch
 from madtp_cli.engine.evaluation.evaluate import sample_records
 from madtp_cli.engine.evaluation.meter import layer_tokens, tokens_kept
 from madtp_cli.engine.evaluation.samples import join_samples
 from madtp_cli.engine.profiling import passes
-from madtp_cli.engine.tasks.base import Normalisation, arguments
+from madtp_cli.engine.tasks.base import Normalisation, inputs_of
 from madtp_cli.models.base import PrunedModel, prunes
 
 # A second opinion runs sample by sample, and fvcore traces each: a few are enough to check the analytic count.
@@ -42,8 +43,8 @@ class Costs:
     layers: tuple[results.LayerTokens, ...] = ()
     samples: tuple[results.SampleCost, ...] = ()
     tokens_kept: Mapping[str, float] = field(default_factory=dict)
-    measured: passes.Measured | None = None
-    dense_measured: passes.Measured | None = None
+    measured: Measured | None = None
+    dense_measured: Measured | None = None
 
     @property
     def macs(self) -> float:
@@ -91,14 +92,14 @@ def analytic_costs(model: PrunedModel, samples: Sequence[Batch]) -> Costs:
         return replace(dense, samples=_dense_samples(model, samples))
     device = next(model.parameters()).device
     model.eval()
-    meter = passes.Meter()
+    meter = passes.PassMeter()
     costs: list[results.SampleCost] = []
     for start in range(0, len(samples), COUNT_BATCH):
         batch = join_samples(samples[start : start + COUNT_BATCH])
-        given = arguments(batch, Normalisation(), device)
-        output = model(**given)
-        meter.add(model, output, given["text"])
-        costs += _sample_costs(model, batch, sample_records(batch, output, meter.meter.macs[start:]))
+        given = inputs_of(batch, Normalisation(), device)
+        output = model(given)
+        meter.add(model, output, given.text)
+        costs += _sample_costs(model, batch, sample_records(model, batch, output, meter.meter.macs[start:]))
     measured, layers = meter.measured(model), meter.meter.layers
     kept = tokens_kept(layers, dense.layers)
     return replace(
@@ -109,12 +110,9 @@ def analytic_costs(model: PrunedModel, samples: Sequence[Batch]) -> Costs:
 def dense_costs(model: PrunedModel, lengths: Sequence[int]) -> Costs:
     """Count what the unpruned model costs for texts of these lengths; nothing is run, and no weights are needed."""
     measured = passes.dense(model, lengths)
-    seen, read = model.image_tokens, list(lengths)
-    leaving = {
-        **{("vision", layer): [seen] for layer in range(model.config.vision_config.num_hidden_layers)},
-        **{("text", layer): read for layer in range(model.config.text_config.num_hidden_layers)},
-    }
-    layers = layer_tokens(leaving, {"vision": seen, "text": max(read)})
+    entering = {site.name: list(model.dense_tokens(site, lengths)) for site in model.sites}
+    leaving = {(site.name, layer): entering[site.name] for site in model.sites for layer in range(site.layers)}
+    layers = layer_tokens(leaving, {name: max(tokens) for name, tokens in entering.items()})
     return Costs(
         dense=sum(measured.macs.values()),
         modules=measured.macs,
@@ -135,7 +133,8 @@ def counted_costs(model: PrunedModel, samples: Sequence[Batch], counter: str, na
         "torch": counters.torch_macs,
     }
     device = next(model.parameters()).device
-    inputs = [tuple(arguments(sample, Normalisation(), device).values()) for sample in samples]
+    given = [inputs_of(sample, Normalisation(), device) for sample in samples]
+    inputs = [(each.images, each.text, each.text_lengths, each.image_index) for each in given]
     pruned = [found_by[counter](model, *args) for args in inputs]
     dense = [found_by[counter](at_strength(model, 0), *args) for args in inputs] if prunes(model) else pruned
     sums = {name: sum(count.modules.get(name, 0) for count in pruned) for name in names}
@@ -174,10 +173,8 @@ def _sample_costs(model: PrunedModel, batch: Batch, records: Iterable[Mapping[st
         results.SampleCost(
             id=record["id"],
             gmacs=gmacs_of(whole, round(1e9 * record["gmacs"])),
-            tokens_entered={
-                tower: length if tower == "text" else model.image_tokens for tower in record["tokens_kept"]
-            },
-            tokens_kept={tower: tuple(kept) for tower, kept in record["tokens_kept"].items()},
+            tokens_entered={name: entered[0] for name, entered in _dense_tokens(model, length).items()},
+            tokens_kept={name: tuple(kept) for name, kept in record["tokens_kept"].items()},
         )
         for record, whole, length in zip(records, dense, batch.text_lengths, strict=True)
     ]
@@ -185,12 +182,17 @@ def _sample_costs(model: PrunedModel, batch: Batch, records: Iterable[Mapping[st
 
 def _dense_samples(model: PrunedModel, samples: Sequence[Batch]) -> tuple[results.SampleCost, ...]:
     """Say what each sample costs where nothing is pruned."""
-    images = ("vision",) if model.images_per_text == 1 else ("vision_left", "vision_right")
-    depth = {name: getattr(model.config, f"{name}_config").num_hidden_layers for name in ("vision", "text")}
     found: list[results.SampleCost] = []
     for sample in samples:
-        seen = {name: [model.image_tokens] * depth["vision"] for name in images}
-        kept = {**seen, "text": [sample.text_lengths[0]] * depth["text"]}
-        gmacs = model.dense_gmacs(sample.text_lengths)
+        kept, gmacs = _dense_tokens(model, sample.text_lengths[0]), model.dense_gmacs(sample.text_lengths)
         found += _sample_costs(model, sample, [{"id": sample.ids[0], "gmacs": gmacs, "tokens_kept": kept}])
     return tuple(found)
+
+
+def _dense_tokens(model: PrunedModel, length: int) -> dict[str, list[int]]:
+    """Return what would leave every layer without pruning, for one sample with a text of so many tokens."""
+    return {
+        name: list(model.dense_tokens(site, [length])) * site.layers
+        for site in model.sites
+        for name in site.rows(0, range(model.images_per_text))
+    }

@@ -17,8 +17,8 @@ from madtp_cli.data.batch import Batch, Split
 from madtp_cli.engine.building.attention import attention_used
 from madtp_cli.engine.evaluation.evaluate import mixed
 from madtp_cli.engine.evaluation.samples import fit_samples, join_samples, spread_samples
-from madtp_cli.engine.tasks.base import Normalisation, arguments
-from madtp_cli.models.base import PrunedModel
+from madtp_cli.engine.tasks.base import Normalisation, inputs_of
+from madtp_cli.models.base import Inputs, PrunedModel
 from madtp_cli.results import Speed
 
 BATCH_SIZES = (1, 32)
@@ -149,13 +149,13 @@ def calls_of(model: PrunedModel, batches: Sequence[Batch], precision: str) -> li
     """Make one call for every batch, to run as it will be timed."""
     model.eval()
     device = next(model.parameters()).device
-    return [_call(model, arguments(batch, Normalisation(), device), precision, device) for batch in batches]
+    return [_call(model, inputs_of(batch, Normalisation(), device), precision, device) for batch in batches]
 
 
-def _call(model: PrunedModel, given: Mapping[str, Any], precision: str, device: torch.device) -> Callable[[], Any]:
+def _call(model: PrunedModel, given: Inputs, precision: str, device: torch.device) -> Callable[[], Any]:
     @torch.inference_mode()
     def call() -> Any:
         with mixed(precision, device):
-            return model(**given)
+            return model(given)
 
     return call

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from madtp_cli.costs import analytic, published
-from madtp_cli.costs.published import Pass, block_norms
+from madtp_cli.costs import published
+from madtp_cli.costs.published import MATCHING, Measured, means
 from madtp_cli.engine.evaluation.meter import CostMeter
 from madtp_cli.models.base import Output, PrunedModel
 from madtp_cli.models.configs import default_config
+from madtp_cli.tokens import Tokens
 
-MATCHING = "matching"
-# Modules whose cost belongs to an image, whatever text is about it.
-_IMAGE_PARTS = ("vision_", "visual_")
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "patch_size", "image_size", "vocab_size")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Means over samples: MACs by module path, and tokens by tower, entering its first layer and leaving each.
-
-    read [S]: tokens of every text that left the text tower; matching: MACs of reading a text over its image once more,
-    where the model does that.
-    """
-
-    macs: Mapping[str, float]
-    tokens: Mapping[str, Sequence[float]]
-    read: Sequence[int]
-    matching: Mapping[str, float] = field(default_factory=dict)
-
-
 @dataclass
-class Meter:
+class PassMeter:
     """Takes in forward passes and says what they cost on average."""
 
     meter: CostMeter = field(default_factory=CostMeter)
@@ -49,7 +32,8 @@ class Meter:
         """Take in a forward pass of texts, packed as given to the model; pairs that can be matched are."""
         self.meter.add(model, output)
         self.lengths += output.text_lengths
-        self.read += output.text[-1].leaving
+        if isinstance(questions := getattr(output, "questions", None), Tokens):
+            self.read += questions.spans.lengths
         if hasattr(model, "read_pairs"):
             pairs = list(enumerate(output.image_index))
             matching = model.read_pairs(output.images, text, output.text_lengths, pairs)
@@ -61,14 +45,16 @@ class Meter:
     def measured(self, model: PrunedModel) -> Measured:
         """Average."""
         samples = len(self.lengths)
-        entering = {"vision": float(model.image_tokens), "text": sum(self.lengths) / samples}
         tokens = {
-            tower: [entering[tower], *(layer.tokens_mean for layer in self.meter.layers if layer.tower == tower)]
-            for tower in entering
+            site.name: [
+                _mean(model.dense_tokens(site, self.lengths)),
+                *(layer.tokens_mean for layer in self.meter.layers if layer.tower == site.name),
+            ]
+            for site in model.sites
         }
         if self.matching:
             leaving = [sum(kept) / samples for kept in self.matching_leaving.values()]
-            tokens[MATCHING] = [entering["text"], *leaving]
+            tokens[MATCHING] = [sum(self.lengths) / samples, *leaving]
         return Measured(
             macs={path: macs / samples for path, macs in self.meter.modules.items()},
             tokens=tokens,
@@ -79,15 +65,13 @@ class Meter:
 
 def dense(model: Any, lengths: Sequence[int]) -> Measured:
     """Say what the unpruned model costs for texts of these lengths, without running it."""
-    layers = {name: getattr(model.config, f"{name}_config").num_hidden_layers for name in ("vision", "text")}
-    words = [sum(lengths) / len(lengths)] * (layers["text"] + 1)
-    tokens = {"vision": [float(model.image_tokens)] * (layers["vision"] + 1), "text": words}
+    tokens = {site.name: [_mean(model.dense_tokens(site, lengths))] * (site.layers + 1) for site in model.sites}
     matches = hasattr(model, "dense_itm_macs")
     return Measured(
-        macs=_means(model.dense_macs(lengths)),
-        tokens={**tokens, MATCHING: words} if matches else tokens,
+        macs=means(model.dense_macs(lengths)),
+        tokens={**tokens, MATCHING: [_mean(lengths)] * (model.itm_layers + 1)} if matches else tokens,
         read=lengths,
-        matching=_means(model.dense_itm_macs(lengths)) if matches else {},
+        matching=means(model.dense_itm_macs(lengths)) if matches else {},
     )
 
 
@@ -98,20 +82,8 @@ def second_passes(model: Any, found: Measured) -> dict[str, float]:
     if hasattr(model, "decoder_macs"):
         # Nothing follows an answer's last token, so that it need not be decoded.
         macs = model.decoder_macs(found.read, [published.ANSWER_TOKENS - 1] * len(found.read))
-        return {published.ANSWER: sum(_means(macs).values())}
+        return {published.ANSWER: sum(means(macs).values())}
     return {}
-
-
-def passes(model: PrunedModel, found: Measured) -> dict[str, Pass]:
-    """Split what was measured into the passes of the task's published call."""
-    clip, vision = model.family == "clip", model.config.vision_config
-    image = {path: macs / model.images_per_text for path, macs in found.macs.items() if path.startswith(_IMAGE_PARTS)}
-    words = {path: macs for path, macs in found.macs.items() if path not in image}
-    seen = found.tokens["vision"]
-    # BLIP's last norm sees all tokens; CLIP's only the class token, but it has one before the first layer.
-    ends = (seen[0] + 1) if clip else seen[-1]
-    norms = block_norms(seen, vision.hidden_size) + ends * vision.hidden_size
-    return {published.IMAGE: Pass(image, norms)} | _TEXT_PASSES[model.family, model.task](model, found, words)
 
 
 def is_published(model: PrunedModel) -> bool:
@@ -124,64 +96,5 @@ def is_published(model: PrunedModel) -> bool:
     )
 
 
-def _nlvr2(model: PrunedModel, found: Measured, words: Mapping[str, float]) -> dict[str, Pass]:
-    return {published.SENTENCE: Pass(words, _bert_norms(model, found.tokens["text"], reads=True))}
-
-
-def _caption(model: PrunedModel, found: Measured, words: Mapping[str, float]) -> dict[str, Pass]:
-    tokens = found.tokens["text"]
-    head = tokens[-1] * model.config.text_config.hidden_size
-    return {published.CAPTION: Pass(words, _bert_norms(model, tokens, reads=True) + head)}
-
-
-def _vqa(model: Any, found: Measured, words: Mapping[str, float]) -> dict[str, Pass]:
-    text, tokens = model.config.text_config, found.tokens["text"]
-    layers, width = text.num_hidden_layers, text.hidden_size
-    image = published.memory(
-        "text_encoder.encoder.layer", layers, found.tokens["vision"][-1], model.config.vision_config.hidden_size, width
-    )
-    question = published.memory("text_decoder.bert.encoder.layer", layers, tokens[-1], width, width)
-    length = published.ANSWER_TOKENS
-    answer = _means(model.decoder_macs(found.read, [length] * len(found.read)))
-    answer_norms = _bert_norms(model, [length] * (layers + 1), reads=True) + length * width
-    return {
-        published.IMAGE_MEMORY: Pass(image),
-        published.QUESTION: Pass(published.without(words, image), _bert_norms(model, tokens, reads=True)),
-        published.QUESTION_MEMORY: Pass(question),
-        published.ANSWER: Pass(published.without(answer, question), answer_norms),
-    }
-
-
-def _blip_retrieval(model: PrunedModel, found: Measured, words: Mapping[str, float]) -> dict[str, Pass]:
-    return {
-        published.TEXT: Pass(words, _bert_norms(model, found.tokens["text"], reads=False)),
-        published.MATCH: Pass(found.matching, _bert_norms(model, found.tokens[MATCHING], reads=True)),
-        published.SIMILARITIES: published.similarities(model.config.image_text_hidden_size),
-    }
-
-
-def _clip_retrieval(model: PrunedModel, found: Measured, words: Mapping[str, float]) -> dict[str, Pass]:
-    tokens, width = found.tokens["text"], model.config.text_config.hidden_size
-    return {
-        published.TEXT: Pass(words, block_norms(tokens, width) + tokens[-1] * width),
-        published.SIMILARITIES: published.similarities(model.config.projection_dim),
-    }
-
-
-_TEXT_PASSES: Mapping[tuple[str, str], Callable[[Any, Measured, Mapping[str, float]], dict[str, Pass]]] = {
-    ("blip", "nlvr2"): _nlvr2,
-    ("blip", "caption"): _caption,
-    ("blip", "vqa"): _vqa,
-    ("blip", "retrieval"): _blip_retrieval,
-    ("clip", "retrieval"): _clip_retrieval,
-}
-
-
-def _bert_norms(model: PrunedModel, tokens: Sequence[float], *, reads: bool) -> float:
-    """Count the elements of BERT's norms, that of the embeddings included."""
-    width = model.config.text_config.hidden_size
-    return float(block_norms(tokens, width, reads=reads) + tokens[0] * width)
-
-
-def _means(macs: analytic.Macs) -> dict[str, float]:
-    return {path: torch.as_tensor(cost).double().mean().item() for path, cost in macs.items()}
+def _mean(tokens: Sequence[int]) -> float:
+    return sum(tokens) / len(tokens)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from madtp_cli.costs.published import CALLS
 from madtp_cli.data.batch import Split
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.engine.building.data import SHAPES_SPLITS, generated_split, open_splits
@@ -26,8 +25,9 @@ from madtp_cli.engine.building.model import (
 from madtp_cli.engine.building.own_recipe import own_recipe
 from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.errors import SourceError, UsageError
-from madtp_cli.models.base import PrunedModel, initialise, towers_of
-from madtp_cli.models.checkpoints import MODELS, Checkpoint, open_checkpoint
+from madtp_cli.models.base import PrunedModel, initialise
+from madtp_cli.models.checkpoints import Checkpoint, open_checkpoint
+from madtp_cli.models.family import family_of
 from madtp_cli.models.processor import IMAGES, Processor
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.models.weights import read_json
@@ -83,8 +83,7 @@ def open_subject(
 
 def usual_text_tokens(model: PrunedModel) -> int:
     """Return the length of a text in the published cost of the model's task, or what the model can read."""
-    longest: int = model.config.text_config.max_position_embeddings
-    return min(CALLS[model.family, model.task].sample_tokens, longest)
+    return min(family_of(model.family).calls[model.task].sample_tokens, model.limits.text_tokens)
 
 
 def _of_checkpoint(opened: Checkpoint, seed: int | None, console: Console) -> Subject:
@@ -96,8 +95,7 @@ def _of_checkpoint(opened: Checkpoint, seed: int | None, console: Console) -> Su
             model, recipe, lambda: processor_of(opened), seed, console
         )
     console.print(f"{opened.source} has no recipe.yaml: measured on samples of shapes")
-    words = opened.config.text_config.vocab_size
-    tokens = usual_text_tokens(model) if words > MOST_WORDS * len(VOCABULARY) else None
+    tokens = usual_text_tokens(model) if opened.limits.words > MOST_WORDS * len(VOCABULARY) else None
     return Subject(model, _generated(model), seed, tokens)
 
 
@@ -120,12 +118,7 @@ def _at_random(recipe: Recipe, runs: bool, console: Console) -> Subject:
     runs = runs or bool(spec.method != "none" and spec.strength)
     torch.manual_seed(recipe.training.seed)
     with torch.device("cpu" if runs else "meta"):
-        model = MODELS[recipe.model.family, recipe.task](
-            config,
-            alignment=spec.alignment(towers_of(config)),
-            plan=spec.plan(family=recipe.model.family),
-            strength=spec.strength,
-        ).eval()
+        model = spec.model(recipe.model.family, recipe.task, config).eval()
     seed = recipe.training.seed
     if not runs and recipe.data.name != "shapes":
         console.print("no weights and no data are needed: costs are arithmetic, for texts of one length")
@@ -140,9 +133,9 @@ def _at_random(recipe: Recipe, runs: bool, console: Console) -> Subject:
             None,
             family=recipe.model.family,
             task=recipe.task,
-            image_size=config.vision_config.image_size,
+            image_size=model.limits.image_size,
             tokenizer=recipe.model.tokenizer,
-            longest=config.text_config.max_position_embeddings,
+            longest=model.limits.text_tokens,
         )
 
     return _measured(model, recipe, processor, seed, console)

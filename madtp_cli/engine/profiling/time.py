@@ -72,8 +72,7 @@ def dense_kinds(models: Models) -> dict[str, str]:
     seen: list[Any] = []
     kinds = {}
     for name, model in models.items():
-        config = model.config
-        heads = [getattr(config, f"{tower}_config").num_attention_heads for tower in ("vision", "text")]
+        heads = [site.heads for site in model.sites]
         work = (type(model), heads, {path: macs.tolist() for path, macs in model.dense_macs([8]).items()})
         if work not in seen:
             seen.append(work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.models.base import Output
+from madtp_cli.models.base import Inputs, Output
 
 # Of the images that BLIP and CLIP were pretrained on, in units of 0..1.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -47,6 +47,22 @@ class Scores:
     """Whether each answer is right, where the task has right answers and the scoring is final."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a pass is to give beside its answers.
+
+    training: what only losses need. learn and probe: as in `Inputs`. like: the student's output, for a teacher.
+    """
+
+    training: bool = False
+    learn: bool = False
+    probe: bool = False
+    like: Any = None
+
+
+ANSWERS = Asked()
+
+
 class Scorer(Protocol):
     """Collects the answers of a split."""
 
@@ -58,25 +74,15 @@ class Scorer(Protocol):
 
 
 class Task(Protocol):
-    """One task of one family of models."""
+    """One task."""
 
     name: str
     score: str
     """The metric by which validation chooses between weights; larger is better."""
     normalise: Normalisation
 
-    def forward(
-        self,
-        model: Any,
-        batch: Any,
-        device: torch.device,
-        *,
-        training: bool = False,
-        learn: bool = False,
-        probe: bool = False,
-        like: Any = None,
-    ) -> Any:
-        """Run a batch; `training` adds what only losses need, `like` is the student's output, for a teacher."""
+    def forward(self, model: Any, batch: Any, device: torch.device, asked: Asked = ANSWERS) -> Any:
+        """Run a batch."""
 
     def losses(self, output: Any, batch: Any) -> dict[str, Tensor]:
         """Return the task's own losses of a training pass, by name."""
@@ -103,14 +109,11 @@ class Task(Protocol):
         """Write what a checkpoint needs beside its weights to be run in the same way, if anything."""
 
 
-def arguments(batch: Batch, normalise: Normalisation, device: torch.device) -> dict[str, Any]:
-    """Return what every model's forward pass takes."""
-    return {
-        "images": normalise(batch.images, device),
-        "text": batch.text.to(device),
-        "text_lengths": batch.text_lengths,
-        "image_index": batch.image_index.tolist(),
-    }
+def inputs_of(batch: Batch, normalise: Normalisation, device: torch.device) -> Inputs:
+    """Return what every model reads of a batch."""
+    return Inputs(
+        normalise(batch.images, device), batch.text.to(device), batch.text_lengths, batch.image_index.tolist()
+    )
 
 
 class PlainTask:
@@ -122,19 +125,14 @@ class PlainTask:
     def __init__(self, normalise: Normalisation | None = None) -> None:
         self.normalise = normalise or Normalisation()
 
-    def forward(
-        self,
-        model: Any,
-        batch: Any,
-        device: torch.device,
-        *,
-        training: bool = False,
-        learn: bool = False,
-        probe: bool = False,
-        like: Any = None,
-    ) -> Any:
-        """Run a batch as in inference."""
-        return model(**arguments(batch, self.normalise, device), learn=learn, probe=probe)
+    def forward(self, model: Any, batch: Any, device: torch.device, asked: Asked = ANSWERS) -> Any:
+        """Run a batch."""
+        read = replace(inputs_of(batch, self.normalise, device), learn=asked.learn, probe=asked.probe)
+        return model(self.inputs(model, batch, read, asked))
+
+    def inputs(self, model: Any, batch: Any, read: Inputs, asked: Asked) -> Inputs:
+        """Add to what every model reads what this task's reads, if anything."""
+        return read
 
     def compared(self, output: Output) -> list[Tensor]:
         """Return the answers' logits."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from madtp_cli.data.batch import Batch, CaptionBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
 from madtp_cli.models.base import Output
-from madtp_cli.models.blip.caption import BlipForCaption
 from madtp_cli.models.language import caption_loss
 
 Metric = Callable[[Sequence[str], Sequence[tuple[str, ...]], Sequence[str]], Mapping[str, float]]
@@ -64,7 +64,7 @@ class Caption(PlainTask):
         """Count the tokens of every caption."""
         return batch.text_lengths
 
-    def answers(self, model: BlipForCaption, batch: Batch, output: Output) -> list[str]:
+    def answers(self, model: Any, batch: Batch, output: Output) -> list[str]:
         """Write a caption of every text's image from its encoded tokens."""
         how = self.writing
         written = model.generate(
@@ -76,13 +76,13 @@ class Caption(PlainTask):
         """Say the first of each image's captions."""
         return [given[0] if given else "" for given in batch.references]
 
-    def scorer(self, model: BlipForCaption, *, final: bool = False) -> _Scorer:
+    def scorer(self, model: Any, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(self, model, final)
 
 
 class _Scorer:
-    def __init__(self, task: Caption, model: BlipForCaption, final: bool) -> None:
+    def __init__(self, task: Caption, model: Any, final: bool) -> None:
         self.task = task
         self.final = final
         self.model = model

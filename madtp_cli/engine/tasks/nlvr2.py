@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -10,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from madtp_cli.data.batch import Batch, PairBatch
 from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores
 from madtp_cli.models.base import Output
-from madtp_cli.models.blip.nlvr import BlipForNlvr
 
 Metric = Callable[[Sequence[int], Sequence[int], Sequence[str]], Mapping[str, float]]
 _WORDS = ("false", "true")
@@ -30,7 +30,7 @@ class Nlvr2(PlainTask):
         """Return the cross-entropy of the answers."""
         return {"task": cross_entropy(output.logits, batch.labels.to(output.logits.device))}
 
-    def answers(self, model: BlipForNlvr, batch: Batch, output: Output) -> list[str]:
+    def answers(self, model: Any, batch: Batch, output: Output) -> list[str]:
         """Say the likelier of false and true."""
         return [_WORDS[answer] for answer in output.logits.argmax(-1).tolist()]
 
@@ -38,7 +38,7 @@ class Nlvr2(PlainTask):
         """Say the labels."""
         return [_WORDS[label] for label in batch.labels.tolist()]
 
-    def scorer(self, model: BlipForNlvr, *, final: bool = False) -> _Scorer:
+    def scorer(self, model: Any, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(self.metric)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from madtp_cli.data.batch import Batch, RetrievalBatch
-from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
+from madtp_cli.engine.tasks.base import Asked, Normalisation, PlainTask, Scores
+from madtp_cli.models.base import Inputs
 from madtp_cli.tokens import Spans, Tokens
 
 Metric = Callable[[Tensor, Tensor, Sequence[int]], Mapping[str, float]]
@@ -35,22 +36,13 @@ class Retrieval(PlainTask):
         self.metric = metric
         self.k = k
 
-    def forward(
-        self,
-        model: Any,
-        batch: RetrievalBatch,
-        device: torch.device,
-        *,
-        training: bool = False,
-        learn: bool = False,
-        probe: bool = False,
-        like: Any = None,
-    ) -> Any:
-        """Embed images and captions; in training, match true and hard wrong pairs too, the student's in a teacher."""
-        given = arguments(batch, self.normalise, device)
-        if training and hasattr(model, "match"):
-            given["itm_pairs"] = partial(_pairs, given["image_index"]) if like is None else like.itm.pairs
-        return model(**given, learn=learn, probe=probe)
+    def inputs(self, model: Any, batch: RetrievalBatch, read: Inputs, asked: Asked) -> Inputs:
+        """In training, match true and hard wrong pairs too, the student's in a teacher."""
+        if not (asked.training and hasattr(model, "match")):
+            return read
+        pairs = partial(_pairs, read.image_index) if asked.like is None else asked.like.itm.pairs
+        matched: Inputs = model.takes(**vars(read), itm_pairs=pairs)
+        return matched
 
     def losses(self, output: Any, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Return the contrastive loss, both ways, and the matching loss where pairs were matched."""

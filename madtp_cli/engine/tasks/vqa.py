@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from madtp_cli.data.batch import Batch, QuestionBatch
-from madtp_cli.engine.tasks.base import Normalisation, PlainTask, Scores, arguments
-from madtp_cli.models.blip.vqa import BlipForVqa, VqaOutput
+from madtp_cli.engine.tasks.base import Asked, Normalisation, PlainTask, Scores
+from madtp_cli.models.base import Inputs
 from madtp_cli.models.language import answer_losses
 
 ANSWER_LIST = "answers.json"  # beside the weights of a checkpoint
@@ -57,29 +57,19 @@ class Vqa(PlainTask):
         self.answering = answering
         self.label_smoothing = label_smoothing
 
-    def forward(
-        self,
-        model: BlipForVqa,
-        batch: QuestionBatch,
-        device: torch.device,
-        *,
-        training: bool = False,
-        learn: bool = False,
-        probe: bool = False,
-        like: Any = None,
-    ) -> VqaOutput:
-        """Read questions; in training, the answers too."""
-        given = arguments(batch, self.normalise, device)
-        if training:
-            given |= {
-                "answers": batch.answers.to(device),
-                "answer_lengths": batch.answer_lengths,
-                "answer_index": batch.answer_index.tolist(),
-            }
-        output: VqaOutput = model(**given, learn=learn, probe=probe)
-        return output
+    def inputs(self, model: Any, batch: QuestionBatch, read: Inputs, asked: Asked) -> Inputs:
+        """In training, read the answers too."""
+        if not asked.training:
+            return read
+        answered: Inputs = model.takes(
+            **vars(read),
+            answers=batch.answers.to(read.text.device),
+            answer_lengths=batch.answer_lengths,
+            answer_index=batch.answer_index.tolist(),
+        )
+        return answered
 
-    def losses(self, output: VqaOutput, batch: QuestionBatch) -> dict[str, Tensor]:
+    def losses(self, output: Any, batch: QuestionBatch) -> dict[str, Tensor]:
         """Return the answers' negative log-likelihood, weighted by how many people gave them, per question."""
         device = output.logits.device
         lost = answer_losses(
@@ -100,11 +90,11 @@ class Vqa(PlainTask):
             text = json.dumps(self.answering.candidates, ensure_ascii=False, indent=0)
             (folder / ANSWER_LIST).write_text(text + "\n", encoding="utf-8")
 
-    def answers(self, model: BlipForVqa, batch: Batch, output: VqaOutput) -> list[str]:
+    def answers(self, model: Any, batch: Batch, output: Any) -> list[str]:
         """Answer from the questions' states."""
         return self.answered(model, output)[0]
 
-    def answered(self, model: BlipForVqa, output: VqaOutput) -> tuple[list[str], list[list[float]]]:
+    def answered(self, model: Any, output: Any) -> tuple[list[str], list[list[float]]]:
         """Answer from the questions' states, with the log-probabilities of the candidates compared, if any are."""
         how = self.answering
         if how.by == "generate":
@@ -119,13 +109,13 @@ class Vqa(PlainTask):
         """Say the distinct answers of each question's annotators, the most frequent first."""
         return [", ".join(word for word, _ in Counter(given).most_common()) for given in batch.references]
 
-    def scorer(self, model: BlipForVqa, *, final: bool = False) -> _Scorer:
+    def scorer(self, model: Any, *, final: bool = False) -> _Scorer:
         """Start scoring a split."""
         return _Scorer(self, model, final)
 
 
 class _Scorer:
-    def __init__(self, task: Vqa, model: BlipForVqa, final: bool) -> None:
+    def __init__(self, task: Vqa, model: Any, final: bool) -> None:
         self.task = task
         self.final = final
         self.model = model
@@ -135,7 +125,7 @@ class _Scorer:
         self.groups: list[str] = []
         self.right: list[bool] = []
 
-    def add(self, batch: QuestionBatch, output: VqaOutput) -> list[bool] | None:
+    def add(self, batch: QuestionBatch, output: Any) -> list[bool] | None:
         """Answer."""
         answers, logits = self.task.answered(self.model, output)
         self.predictions += answers

@@ -37,7 +37,7 @@ class AuxiliaryHeads(nn.Module):
         tokens = output.images
         states = {
             "text_counts": lambda: output.encoded,
-            "patches": lambda: tokens.x.unflatten(0, (len(tokens.spans), -1))[:, 1:],
+            "patches": lambda: tokens.x.unflatten(0, (len(tokens.spans), -1))[:, tokens.prefix :],
             "image_counts": lambda: tokens.first(),
         }
         losses = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +31,13 @@ def distillation_losses(
     student: Output,
     compared: Sequence[Tensor],
     lesson: Lesson,
-    layers: frozenset[int],
+    guided: Mapping[str, frozenset[int]],
     weights: LossWeights,
     guidance_scale: float,
 ) -> dict[str, Tensor]:
     """Compare a pruned model's forward pass with what the dense model gives for the same batch, each part weighted.
 
-    `compared` holds the student's logits [R, n] of each pair.
+    `compared` holds the student's logits [R, n] of each pair; `guided` names layers of image sites.
     """
     parts: dict[str, Tensor] = {}
     if weights.logits:
@@ -47,8 +47,8 @@ def distillation_losses(
         parts["logits"] = weights.logits * torch.stack(each).mean()
     if weights.features and lesson.encoded is not None:
         parts["features"] = weights.features * mse_loss(student.encoded.float(), lesson.encoded.float())
-    if weights.guidance and layers and lesson.target is not None:
-        trace = [t for t in student.vision if t.layer in layers]
+    if weights.guidance and any(guided.values()) and lesson.target is not None:
+        trace = [t for site, layers in guided.items() for t in student.traces[site] if t.layer in layers]
         parts["guidance"] = weights.guidance * guidance_loss(trace, lesson.target, guidance_scale)
     return parts
 
@@ -71,7 +71,7 @@ def guidance_target(probes: Sequence[Probe], images: int) -> Tensor:
     the class token. Unsharpened they are too flat to teach a ranking.
     """
     first = probes[0].probability
-    paid = first.new_zeros(images, first.shape[-1] - 1)
+    paid = first.new_zeros(images, first.shape[-1] - probes[0].prefix)
     for probe in probes:
         paid.index_add_(0, probe.image, squared_attention(probe))
     return distribution(paid)
@@ -79,7 +79,7 @@ def guidance_target(probes: Sequence[Probe], images: int) -> Tensor:
 
 def squared_attention(probe: Probe) -> Tensor:
     """Return the squares of what queries pay to the patches of their image, averaged over heads: [Q, N]."""
-    return probe.probability.square().mean(1)[:, 1:]
+    return probe.probability.square().mean(1)[:, probe.prefix :]
 
 
 def distribution(paid: Tensor) -> Tensor:
@@ -97,11 +97,13 @@ def guidance_loss(trace: Sequence[LayerTrace], target: Tensor, scale: float) -> 
     for layer in trace:
         assert layer.guidance is not None
         spans = layer.spans
-        aim = pad(target, (1, 1))  # [I, N + 2]: the class token in front, merged tokens (-1) at the back
+        prefix = layer.prefix
+        aim = pad(target, (prefix, 1))  # [I, prefix + N + 1]: the prefix in front, merged tokens (-1) at the back
         image = spans.sample_index(target.device)
         aim = aim[image, layer.position]  # [T]
         aim = aim / spans.spread(spans.sum(aim)).clamp_min(1e-12)
-        logits = (layer.guidance.float() * scale).masked_fill(layer.position == 0, float("-inf"))
+        own = (layer.position >= 0) & (layer.position < prefix)
+        logits = (layer.guidance.float() * scale).masked_fill(own, float("-inf"))
         probability = spans.softmax(logits).clamp_min(1e-12)
         losses.append((aim * (aim.clamp_min(1e-12).log() - probability.log())).sum() / len(spans))
     return torch.stack(losses).mean()

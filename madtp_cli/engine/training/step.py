@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch
 from madtp_cli.engine.evaluation.meter import CostMeter
-from madtp_cli.engine.tasks.base import Task
+from madtp_cli.engine.tasks.base import Asked, Task
 from madtp_cli.engine.training.auxiliary import AuxiliaryHeads
 from madtp_cli.engine.training.losses import aligned_loss, distillation_losses
 from madtp_cli.engine.training.settings import LossWeights
@@ -21,7 +21,7 @@ from madtp_cli.models.base import Output, PrunedModel
 class StepOutput:
     """The weighted parts of the loss, and what the student's forward pass cost.
 
-    macs and dense_macs are means over the batch's samples; tokens_kept is the share of each tower's tokens left after
+    macs and dense_macs are means over the batch's samples; tokens_kept is the share of each site's tokens left after
     its last layer.
     """
 
@@ -47,27 +47,27 @@ class TrainingStep(nn.Module):
         heads: AuxiliaryHeads | None,
         weights: LossWeights,
         *,
-        guided_layers: frozenset[int] = frozenset(),
+        guided: Mapping[str, frozenset[int]] | None = None,
         guidance_scale: float = 1.0,
     ) -> None:
-        """Hold the student and what teaches it; `guided_layers` are the vision layers whose guidance is taught."""
+        """Hold the student and what teaches it; `guided` names layers of image sites whose guidance is taught."""
         super().__init__()
         self.task = task
         self.student = student
         self.heads = heads
         self.weights = weights
-        self.guided_layers = guided_layers
+        self.guided = dict(guided or {})
         self.guidance_scale = guidance_scale
         # No module itself, so that the frozen model is neither trained, wrapped nor saved with the state.
         self.teacher: Teacher | CachedTeacher | None = None
         if teacher is not None:
-            self.teacher = Teacher(task, teacher, weights, guided=bool(guided_layers))
+            self.teacher = Teacher(task, teacher, weights, guided=any(self.guided.values()))
 
     def forward(self, batch: Batch) -> StepOutput:
         """Compute the parts of the loss on one batch."""
         device = next(self.student.parameters()).device
         learn = self.student.alignment is not None and bool(self.weights.alignment)
-        output: Output = self.task.forward(self.student, batch, device, training=True, learn=learn)
+        output: Output = self.task.forward(self.student, batch, device, Asked(training=True, learn=learn))
         losses = self.task.losses(output, batch)
         if output.aligned is not None:
             losses["alignment"] = self.weights.alignment * aligned_loss(output)
@@ -76,7 +76,7 @@ class TrainingStep(nn.Module):
                 output,
                 self.task.compared(output),
                 self.teacher.teach(batch, device, output),
-                self.guided_layers,
+                self.guided,
                 self.weights,
                 self.guidance_scale,
             )
@@ -90,8 +90,7 @@ class TrainingStep(nn.Module):
             macs=sum(cost.macs) / len(cost.macs),
             dense_macs=sum(cost.dense_macs) / len(cost.dense_macs),
             tokens_kept={
-                trace[0].tower: sum(trace[-1].leaving) / trace[0].spans.total
-                for trace in (output.vision, output.text)
-                if trace
+                site.name: sum(output.traces[site.name][-1].leaving) / output.traces[site.name][0].spans.total
+                for site in self.student.sites
             },
         )

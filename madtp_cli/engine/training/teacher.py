@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from madtp_cli.data.batch import Batch, QuestionBatch
-from madtp_cli.engine.tasks.base import Task
+from madtp_cli.engine.tasks.base import Asked, Task
 from madtp_cli.engine.training.losses import Lesson, distribution, guidance_target, squared_attention
 from madtp_cli.engine.training.settings import LossWeights
 from madtp_cli.errors import RecipeError
@@ -63,7 +63,9 @@ class Teacher:
     @torch.inference_mode()
     def run(self, batch: Batch, device: torch.device, like: Output) -> Output:
         """Run the model; nothing is kept for a backward pass."""
-        output: Output = self.task.forward(self.model, batch, device, training=True, probe=self.guidance, like=like)
+        output: Output = self.task.forward(
+            self.model, batch, device, Asked(training=True, probe=self.guidance, like=like)
+        )
         return output
 
 
@@ -237,7 +239,7 @@ def _attention(dense: Output) -> Tensor:
     index = torch.tensor(dense.image_index, device=device).view(len(texts), -1)  # [S, P]
     samples, each = index.shape
     first = dense.probes[0].probability
-    paid = first.new_zeros(samples * each, first.shape[-1] - 1)
+    paid = first.new_zeros(samples * each, first.shape[-1] - dense.probes[0].prefix)
     for probe in dense.probes:
         # A query for each sample, or for each of its tokens.
         single = len(probe.image) == samples

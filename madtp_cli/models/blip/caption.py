@@ -10,52 +10,43 @@ from torch import Tensor
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
-from madtp_cli.models.base import Output, Probe, PrunedModel, passed
+from madtp_cli.models.base import Inputs, Output, Probe
 from madtp_cli.models.blip.generation import generate
+from madtp_cli.models.blip.layouts import TIED
 from madtp_cli.models.blip.text import LanguageModel, Side, TextContext
 from madtp_cli.models.blip.vision import VisionModel
+from madtp_cli.models.image_text import TEXT, ImageTextModel, passed
 from madtp_cli.tokens import Spans, Tokens
 
 
-class BlipForCaption(PrunedModel):
+class BlipForCaption(ImageTextModel):
     """The image encoder and the caption decoder, which prunes nothing itself."""
 
+    family = "blip"
     task = "caption"
-    prunable = ("vision",)
+    text_prunes = False
+    tied = TIED
 
     def __init__(self, config: BlipConfig, **pruning: Any) -> None:
         super().__init__(config, **pruning)
         self.vision_model = VisionModel(config.vision_config)
         self.text_decoder = LanguageModel(config.text_config, config.vision_config.hidden_size)
 
-    def forward(
-        self,
-        images: Tensor,
-        text: Tensor,
-        text_lengths: Sequence[int],
-        image_index: Sequence[int],
-        *,
-        learn: bool = False,
-        probe: bool = False,
-    ) -> Output:
-        """Read captions word by word over normalised images [I, 3, H, W]: logits [T, V] of what follows each token.
+    def run(self, inputs: Inputs) -> Output:
+        """Read captions, from [DEC] to [SEP], word by word over images: logits [T, V] of what follows each token.
 
-        text [T] holds the captions' ids end to end, each opening with [DEC] and ending with [SEP]; image_index names
-        every caption's image. `learn` computes what the alignment losses need, for which the decoder stands in as the
-        text tower; `probe` the attention of every token.
+        For alignment the decoder stands in as the text tower; probes are the attention of every token.
         """
-        seen, vision = self.encode_images(images, learn=learn)
-        context = TextContext((Side.of(seen, image_index),), [] if probe else None, probe_all=True)
-        spans = Spans.of(text_lengths)
-        embedded = self.text_decoder.bert.embeddings(text, spans, seen.x.dtype, causal=True)
-        words = self.run_tower(
-            "text", self.text_decoder.bert.encoder.layer, embedded, context, learn=learn, prunes=False
-        )
-        rows = spans.spread(torch.tensor(image_index, device=seen.x.device))  # [T]
+        seen, vision = self.encode_images(inputs.images, learn=inputs.learn)
+        context = TextContext((Side.of(seen, inputs.image_index),), [] if inputs.probe else None, probe_all=True)
+        spans, decoder = Spans.of(inputs.text_lengths), self.text_decoder.bert
+        embedded = decoder.embeddings(inputs.text, spans, seen.x.dtype, causal=True)
+        words = self.run_tower(TEXT, decoder.encoder.layer, embedded, context, learn=inputs.learn, prunes=False)
+        rows = spans.spread(torch.tensor(inputs.image_index, device=seen.x.device))  # [T]
         return Output(
             logits=self.text_decoder.predict(words.tokens.x),
             encoded=words.tokens.last(),  # which alone has seen the whole caption
-            **passed(seen, vision, words, text_lengths, image_index),
+            **passed(seen, vision, words, inputs),
             probes=tuple(Probe(probability, rows) for (probability,) in context.probe or ()),
         )
 

@@ -6,7 +6,7 @@ Shapes: P pairs (a text and an image), d width of the vectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch.nn.functional import normalize
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
-from madtp_cli.models.base import Output, Probe, PrunedModel, passed
+from madtp_cli.models.base import Inputs, Output, Probe
 from madtp_cli.models.blip.text import Side, TextContext, TextModel
 from madtp_cli.models.blip.vision import VisionModel
 from madtp_cli.models.configs import special_id
+from madtp_cli.models.image_text import TEXT, ImageTextModel, passed
 from madtp_cli.models.tower import LayerTrace
 from madtp_cli.tokens import Spans, Tokens
 
@@ -26,6 +27,16 @@ TEMPERATURE = 0.07  # of a model whose checkpoint has none, as HF's
 
 Pairs = Sequence[tuple[int, int]]
 """The text's and the image's row of every pair."""
+
+
+@dataclass(frozen=True)
+class RetrievalInputs(Inputs):
+    """Texts, each opening with [CLS], and images.
+
+    itm_pairs are (text, image) to look at again, or what chooses them once it is given the similarities [S, I].
+    """
+
+    itm_pairs: Pairs | Callable[[Tensor], Pairs] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,12 @@ class RetrievalOutput(Output):
     itm: Matching | None = None
 
 
-class BlipForRetrieval(PrunedModel):
+class BlipForRetrieval(ImageTextModel):
     """The image encoder, and a text encoder that runs alone (contrast) or over an image (matching)."""
 
+    family = "blip"
     task = "retrieval"
+    takes = RetrievalInputs
 
     def __init__(self, config: BlipConfig, **pruning: Any) -> None:
         super().__init__(config, **pruning)
@@ -66,46 +79,31 @@ class BlipForRetrieval(PrunedModel):
         self.itm_head = nn.Linear(text.hidden_size, 2)
         self.temp = nn.Parameter(torch.tensor(TEMPERATURE))
 
-    def forward(
-        self,
-        images: Tensor,
-        text: Tensor,
-        text_lengths: Sequence[int],
-        image_index: Sequence[int],
-        *,
-        itm_pairs: Pairs | Callable[[Tensor], Pairs] | None = None,
-        learn: bool = False,
-        probe: bool = False,
-    ) -> RetrievalOutput:
-        """Compare texts with normalised images [I, 3, H, W]: logits [S, I].
-
-        text [T] holds the texts' ids end to end, each opening with [CLS]; image_index names every text's image.
-        itm_pairs are (text, image) to look at again, or what chooses them once it is given the logits. `learn` computes
-        what the alignment losses need, `probe` the attention of [ENC] in those of the pairs that belong together.
-        """
-        seen, vision = self.encode_images(images, learn=learn)
+    def run(self, inputs: RetrievalInputs) -> RetrievalOutput:
+        """Compare texts with images: logits [S, I]; probes are the attention of [ENC] in pairs that belong together."""
+        text, text_lengths = inputs.text, inputs.text_lengths
+        seen, vision = self.encode_images(inputs.images, learn=inputs.learn)
         words = self.run_tower(
-            "text",
+            TEXT,
             self.text_encoder.encoder.layer,
             self.text_encoder.embeddings(text, Spans.of(text_lengths), seen.x.dtype),
             TextContext(),
-            learn=learn,
+            learn=inputs.learn,
         )
         image_embeds = normalize(self.vision_proj(seen.first()).float(), dim=-1)
         text_embeds = normalize(self.text_proj(words.tokens.first()).float(), dim=-1)
         # Similarities lie close together and are scaled up: half precision would blur them.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(seen.x.device.type, enabled=False):
             logits = text_embeds @ image_embeds.T / self.temp.float()
-        if callable(itm_pairs):
-            itm_pairs = itm_pairs(logits.detach())
+        pairs = inputs.itm_pairs(logits.detach()) if callable(inputs.itm_pairs) else inputs.itm_pairs
         matched: Matching | None = None
-        if itm_pairs is not None:
-            true = {(row, image) for row, image in enumerate(image_index)} if probe else set()
-            matched = self.read_pairs(seen, text, text_lengths, itm_pairs, probe=true)
+        if pairs is not None:
+            true = {(row, image) for row, image in enumerate(inputs.image_index)} if inputs.probe else set()
+            matched = self.read_pairs(seen, text, text_lengths, pairs, probe=true)
         return RetrievalOutput(
             logits=logits,
             encoded=words.tokens.first(),
-            **passed(seen, vision, words, text_lengths, image_index),
+            **passed(seen, vision, words, inputs),
             probes=matched.probes if matched else (),
             image_embeds=image_embeds,
             text_embeds=text_embeds,
@@ -133,7 +131,7 @@ class BlipForRetrieval(PrunedModel):
         rows = [image for _, image in pairs]
         context = TextContext((Side.of(images, rows),), [] if probe else None)
         words = self.run_tower(
-            "text",
+            TEXT,
             self.text_encoder.encoder.layer,
             self.text_encoder.embeddings(ids, spans, images.x.dtype),
             context,
@@ -151,12 +149,17 @@ class BlipForRetrieval(PrunedModel):
 
     def itm_macs(self, matching: Matching) -> analytic.Macs:
         """Return what reading each of P pairs cost, its image encoded already, by module path: int64 [P] each."""
-        return self._itm_macs(self._counts(matching.text), torch.tensor(matching.image_tokens))
+        return self._itm_macs(self.counts(matching.text), torch.tensor(matching.image_tokens))
+
+    @property
+    def itm_layers(self) -> int:
+        """How many layers read a text over an image."""
+        return int(self.config.text_config.num_hidden_layers)
 
     def dense_itm_macs(self, text_lengths: Sequence[int]) -> analytic.Macs:
         """Return what reading each text over an unpruned image costs without pruning: int64 [P] each."""
         words = analytic.layer_counts(text_lengths, text_lengths)
-        counts = [words] * self.config.text_config.num_hidden_layers
+        counts = [words] * self.itm_layers
         return self._itm_macs(counts, torch.full((len(text_lengths),), self.image_tokens))
 
     def _itm_macs(self, counts: Sequence[analytic.LayerCounts], image_tokens: Tensor) -> analytic.Macs:
@@ -183,5 +186,5 @@ class BlipForRetrieval(PrunedModel):
             counts,
             images,
             image_width=self.config.vision_config.hidden_size,
-            alignment_tokens=self._alignment_tokens,
+            alignment_tokens=self.alignment_tokens,
         )

@@ -33,7 +33,7 @@ class TextEmbeddings(nn.Module):
         """Embed packed ids [T]; those that open a span are at the position `first`."""
         position = first + spans.place(ids.device)
         x = self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings(position))
-        return Tokens.pack(x.to(dtype), spans, causal=causal)
+        return Tokens.pack(x.to(dtype), spans, causal=causal, prefix=1)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.models.blip.configuration_blip import BlipConfig, BlipVisionConfig
+from transformers.models.blip.configuration_blip import BlipVisionConfig
 
 from madtp_cli.attention import Statistics, attend, attend_with_statistics
 from madtp_cli.models.activations import gelu
-from madtp_cli.models.configs import MERGE_FROM
 from madtp_cli.tokens import Spans, Tokens
 
 
@@ -33,7 +32,7 @@ class VisionEmbeddings(nn.Module):
         )  # [I, N, C]
         x = torch.cat([self.class_embedding.expand(len(images), -1, -1), patches], 1) + self.position_embedding
         # The residual stream runs in the compute type, so that autocast casts weights only, never activations.
-        return Tokens.pack(x.to(patches.dtype).flatten(0, 1), Spans.of([x.shape[1]] * len(images)))
+        return Tokens.pack(x.to(patches.dtype).flatten(0, 1), Spans.of([x.shape[1]] * len(images)), prefix=1)
 
 
 class VisionAttention(nn.Module):
@@ -105,55 +104,3 @@ class VisionModel(nn.Module):
         self.embeddings = VisionEmbeddings(config)
         self.encoder = VisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-
-def small_config(
-    *,
-    image_size: int,
-    vocab_size: int,
-    vision_layers: int = 12,
-    vision_width: int = 96,
-    vision_heads: int = 3,
-    patch_size: int = 8,
-    text_layers: int = 3,
-    text_width: int = 96,
-    text_heads: int = 3,
-    mlp_ratio: int = 4,
-    merge_from: int = MERGE_FROM,
-    projection_width: int = 64,
-    dec_token_id: int | None = None,
-    enc_token_id: int | None = None,
-    sep_token_id: int | None = None,
-    pad_token_id: int = 0,
-) -> BlipConfig:
-    """Describe a BLIP of any size and task from plain numbers.
-
-    merge_from matters to nlvr2, projection_width to retrieval; dec, sep and pad to what writes text, enc to retrieval.
-    """
-    return BlipConfig(
-        vision_config={
-            "hidden_size": vision_width,
-            "intermediate_size": mlp_ratio * vision_width,
-            "num_hidden_layers": vision_layers,
-            "num_attention_heads": vision_heads,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "layer_norm_eps": 1e-6,
-        },
-        text_config={
-            "hidden_size": text_width,
-            "encoder_hidden_size": vision_width,
-            "intermediate_size": mlp_ratio * text_width,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_heads,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": 64,
-            "bos_token_id": dec_token_id,
-            "enc_token_id": enc_token_id,
-            "sep_token_id": sep_token_id,
-            "pad_token_id": pad_token_id,
-            "layer_norm_eps": 1e-12,
-            "merge_from": merge_from,
-        },
-        image_text_hidden_size=projection_width,
-    )

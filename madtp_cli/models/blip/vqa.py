@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,16 +11,30 @@ from torch import Tensor
 from transformers.models.blip.configuration_blip import BlipConfig
 
 from madtp_cli.costs import analytic
-from madtp_cli.models.base import Output, Probe, PrunedModel, passed
+from madtp_cli.models.base import Inputs, Output, Probe
 from madtp_cli.models.blip.generation import decode, generate
+from madtp_cli.models.blip.layouts import TIED
 from madtp_cli.models.blip.text import LanguageModel, Side, TextContext, TextModel
 from madtp_cli.models.blip.vision import VisionModel
 from madtp_cli.models.configs import special_id
+from madtp_cli.models.image_text import TEXT, ImageTextModel, passed
 from madtp_cli.models.language import LABEL_SMOOTHING, answer_losses
 from madtp_cli.tokens import Spans, Tokens
 
 # Numbers in the widest tensor of answers that are compared at a time (64 MiB in fp32): a batch's logits would not fit.
 COMPARED_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class VqaInputs(Inputs):
+    """Questions, each opening with [ENC], over images; and answers to read over their questions, in training.
+
+    answers [sum of answer_lengths], end to end, from [DEC] to [SEP]; answer_index names every answer's question.
+    """
+
+    answers: Tensor | None = field(default=None, kw_only=True)
+    answer_lengths: Sequence[int] = field(default=(), kw_only=True)
+    answer_index: Sequence[int] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +47,13 @@ class VqaOutput(Output):
     questions: Tokens
 
 
-class BlipForVqa(PrunedModel):
+class BlipForVqa(ImageTextModel):
     """The image encoder, the question encoder and the answer decoder, which prunes nothing itself."""
 
+    family = "blip"
     task = "vqa"
+    takes = VqaInputs
+    tied = TIED
 
     def __init__(self, config: BlipConfig, **pruning: Any) -> None:
         super().__init__(config, **pruning)
@@ -45,38 +62,21 @@ class BlipForVqa(PrunedModel):
         self.text_encoder = TextModel(text, config.vision_config.hidden_size)
         self.text_decoder = LanguageModel(text, text.hidden_size)
 
-    def forward(
-        self,
-        images: Tensor,
-        text: Tensor,
-        text_lengths: Sequence[int],
-        image_index: Sequence[int],
-        *,
-        answers: Tensor | None = None,
-        answer_lengths: Sequence[int] | None = None,
-        answer_index: Sequence[int] | None = None,
-        learn: bool = False,
-        probe: bool = False,
-    ) -> VqaOutput:
-        """Read questions over normalised images [I, 3, H, W], and the given answers over their questions.
-
-        text [T] holds the questions' ids end to end, each opening with [ENC]; image_index names every question's image;
-        answers, end to end, open with [DEC] and end with [SEP], and answer_index names every answer's question.
-        `learn` computes what the alignment losses need, `probe` the attention of [ENC].
-        """
-        seen, vision = self.encode_images(images, learn=learn)
-        context = TextContext((Side.of(seen, image_index),), [] if probe else None)
-        embedded = self.text_encoder.embeddings(text, Spans.of(text_lengths), seen.x.dtype)
-        words = self.run_tower("text", self.text_encoder.encoder.layer, embedded, context, learn=learn)
-        if answers is None or answer_lengths is None or answer_index is None:
+    def run(self, inputs: VqaInputs) -> VqaOutput:
+        """Read questions over images, and the given answers over their questions; probes are the attention of [ENC]."""
+        seen, vision = self.encode_images(inputs.images, learn=inputs.learn)
+        context = TextContext((Side.of(seen, inputs.image_index),), [] if inputs.probe else None)
+        embedded = self.text_encoder.embeddings(inputs.text, Spans.of(inputs.text_lengths), seen.x.dtype)
+        words = self.run_tower(TEXT, self.text_encoder.encoder.layer, embedded, context, learn=inputs.learn)
+        if inputs.answers is None:
             logits = words.tokens.x.new_zeros(0, self.config.text_config.vocab_size, dtype=torch.float32)
         else:
-            logits = self._answer_logits(words.tokens, answers, answer_lengths, answer_index)
-        rows = torch.tensor(image_index, device=seen.x.device)
+            logits = self._answer_logits(words.tokens, inputs.answers, inputs.answer_lengths, inputs.answer_index)
+        rows = torch.tensor(inputs.image_index, device=seen.x.device)
         return VqaOutput(
             logits=logits,
             encoded=words.tokens.first(),
-            **passed(seen, vision, words, text_lengths, image_index),
+            **passed(seen, vision, words, inputs),
             probes=tuple(Probe(probability, rows) for (probability,) in context.probe or ()),
             questions=words.tokens,
         )
@@ -167,5 +167,5 @@ class BlipForVqa(PrunedModel):
             counts,
             image_tokens.unbind(1),
             image_width=self.config.vision_config.hidden_size,
-            alignment_tokens=self._alignment_tokens,
+            alignment_tokens=self.alignment_tokens,
         )

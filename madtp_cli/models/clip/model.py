@@ -19,7 +19,9 @@ from madtp_cli.attention import Statistics, Summary, attend, attend_with_statist
 from madtp_cli.costs import analytic
 from madtp_cli.errors import SourceError
 from madtp_cli.models.activations import gelu, quick_gelu
-from madtp_cli.models.base import Output, Probe, PrunedModel, passed
+from madtp_cli.models.base import Inputs, Output, Probe
+from madtp_cli.models.image_text import TEXT, VISION, ImageTextModel, passed
+from madtp_cli.models.sites import Site
 from madtp_cli.models.tower import TowerOutput
 from madtp_cli.tokens import Spans, Tokens, gather
 
@@ -143,7 +145,7 @@ class VisionEmbeddings(nn.Module):
         patches = patches.flatten(2).transpose(1, 2)  # [I, N, C]
         x = torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], 1) + self.position_embedding.weight
         # The residual stream runs in the compute type, so that autocast casts weights only, never activations.
-        return Tokens.pack(x.to(patches.dtype).flatten(0, 1), Spans.of([x.shape[1]] * len(images)))
+        return Tokens.pack(x.to(patches.dtype).flatten(0, 1), Spans.of([x.shape[1]] * len(images)), prefix=1)
 
 
 class VisionModel(nn.Module):
@@ -170,7 +172,7 @@ class TextEmbeddings(nn.Module):
         here, position = spans.here(ids.device), spans.place(ids.device)
         x = self.token_embedding(ids) + self.position_embedding(position)
         protected = (position == 0) | (here == spans.spread(spans.end_index(ids.device)))
-        return Tokens.pack(x.to(dtype), spans, protected, causal=True)
+        return Tokens.pack(x.to(dtype), spans, protected, causal=True, prefix=1)
 
 
 class TextModel(nn.Module):
@@ -194,11 +196,18 @@ class ClipOutput(Output):
     text_embeds: Tensor
 
 
-class ClipForRetrieval(PrunedModel):
+class ClipForRetrieval(ImageTextModel):
     """Two encoders into one space, where an image and its texts lie close together."""
 
     family = "clip"
     task = "retrieval"
+    text_protected = 2  # start token and EOT
+    released_least = 2
+
+    @classmethod
+    def released_prunes(cls, site: Site) -> bool:
+        """Leave texts out: they are pruned only until the batch's last EOT would move, which ours follows instead."""
+        return site.name == VISION
 
     def __init__(self, config: CLIPConfig, **pruning: Any) -> None:
         super().__init__(config, **pruning)
@@ -210,31 +219,20 @@ class ClipForRetrieval(PrunedModel):
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value or 0.0)))
 
-    def forward(
-        self,
-        images: Tensor,
-        text: Tensor,
-        text_lengths: Sequence[int],
-        image_index: Sequence[int],
-        *,
-        learn: bool = False,
-        probe: bool = False,
-    ) -> ClipOutput:
-        """Compare texts with normalised images [I, 3, H, W].
+    def run(self, inputs: Inputs) -> ClipOutput:
+        """Compare texts, each from its start token to its EOT (`pack_text`), with images.
 
-        text [T] holds the ids end to end, each text from its start token to its EOT (`pack_text`); image_index names
-        every text's image. `learn` computes what the alignment losses need, `probe` the attention of the class tokens
-        in the last third of the vision layers.
+        Probes are the attention of the class tokens in the last third of the vision layers.
         """
-        found: list[Tensor] | None = [] if probe else None
-        seen, vision = self.encode_images(images, learn=learn, found=found)
-        read, words = self.encode_text(text, text_lengths, learn=learn)
+        found: list[Tensor] | None = [] if inputs.probe else None
+        seen, vision = self.encode_images(inputs.images, learn=inputs.learn, found=found)
+        read, words = self.encode_text(inputs.text, inputs.text_lengths, learn=inputs.learn)
         image_embeds, text_embeds = self.image_embeds(seen), self.text_embeds(read)
-        rows = torch.arange(len(images), device=images.device)
+        rows = torch.arange(len(inputs.images), device=inputs.images.device)
         return ClipOutput(
             logits=self._similarity(text_embeds, image_embeds),
             encoded=read.last(),
-            **passed(seen, vision, words, text_lengths, image_index),
+            **passed(seen, vision, words, inputs),
             probes=tuple(Probe(probability, rows) for probability in found or ()),
             image_embeds=image_embeds,
             text_embeds=text_embeds,
@@ -254,7 +252,7 @@ class ClipForRetrieval(PrunedModel):
         if found is not None:
             shallow = len(blocks) - max(1, len(blocks) // 3)
             blocks[shallow:] = [Probed(block, found) for block in blocks[shallow:]]
-        vision = self.run_tower("vision", blocks, tokens, None, learn=learn, whole=found is not None)
+        vision = self.run_tower(VISION, blocks, tokens, None, learn=learn, whole=found is not None)
         return vision.tokens.with_x(model.post_layernorm(vision.tokens.x)), vision
 
     def encode_text(
@@ -263,7 +261,7 @@ class ClipForRetrieval(PrunedModel):
         """Encode texts, packed as in `forward`: the tokens after the last norm, and what the tower did."""
         model = self.text_model
         tokens = model.embeddings(text, Spans.of(text_lengths), _compute_type(model.embeddings.token_embedding.weight))
-        words = self.run_tower("text", model.encoder.layers, tokens, None, learn=learn)
+        words = self.run_tower(TEXT, model.encoder.layers, tokens, None, learn=learn)
         return words.tokens.with_x(model.final_layer_norm(words.tokens.x)), words
 
     def image_embeds(self, images: Tokens) -> Tensor:
@@ -286,7 +284,7 @@ class ClipForRetrieval(PrunedModel):
         text = config.text_config
         # CLIP's text blocks are built as its vision blocks are; half of a causal map is masked, but all is computed.
         shape = analytic.TowerShape("text_model.encoder.layers", text.hidden_size, text.intermediate_size)
-        macs = analytic.vision_layers(shape, counts, self._alignment_tokens)
+        macs = analytic.vision_layers(shape, counts, self.alignment_tokens)
         for name, tower in (("visual", config.vision_config), ("text", text)):
             macs[f"{name}_projection"] = torch.full_like(text_lengths, tower.hidden_size * config.projection_dim)
         return macs
@@ -310,48 +308,3 @@ def pack_text(ids: Tensor, eos_token_id: int) -> tuple[Tensor, list[int]]:
     lengths = ends.int().argmax(1) + 1  # [S]
     inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     return ids[inside], lengths.tolist()
-
-
-def small_clip_config(
-    *,
-    image_size: int,
-    vocab_size: int,
-    eos_token_id: int,
-    vision_layers: int = 12,
-    vision_width: int = 96,
-    vision_heads: int = 3,
-    patch_size: int = 8,
-    text_layers: int = 3,
-    text_width: int = 96,
-    text_heads: int = 3,
-    mlp_ratio: int = 4,
-    projection_dim: int = 64,
-    text_positions: int = 64,
-    activation: str = "quick_gelu",
-) -> CLIPConfig:
-    """Describe a CLIP of any size from plain numbers."""
-    common = {"projection_dim": projection_dim, "hidden_act": activation, "layer_norm_eps": 1e-5}
-    return CLIPConfig(
-        projection_dim=projection_dim,
-        vision_config={
-            **common,
-            "hidden_size": vision_width,
-            "intermediate_size": mlp_ratio * vision_width,
-            "num_hidden_layers": vision_layers,
-            "num_attention_heads": vision_heads,
-            "image_size": image_size,
-            "patch_size": patch_size,
-        },
-        text_config={
-            **common,
-            "hidden_size": text_width,
-            "intermediate_size": mlp_ratio * text_width,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_heads,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": text_positions,
-            "bos_token_id": None,
-            "eos_token_id": eos_token_id,
-            "pad_token_id": None,
-        },
-    )

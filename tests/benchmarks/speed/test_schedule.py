@@ -49,7 +49,9 @@ def test_given_selections_prune_alike_and_score_nothing(name: str, monkeypatch: 
     for _ in range(2):
         output = given(**inputs.packed())
         torch.testing.assert_close(output.logits, wanted.logits, atol=1e-6, rtol=0)
-        assert [layer.leaving for layer in output.vision] == [layer.leaving for layer in wanted.vision]
+        assert [layer.leaving for layer in output.traces["vision"]] == [
+            layer.leaving for layer in wanted.traces["vision"]
+        ]
 
 
 def test_compaction_is_its_share_of_the_median_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_a_subject_is_the_model_of_its_recipe(name: str, recipe: str) -> None:
     subject = SUBJECTS[name]
     own = default_config(subject.family, subject.task)
     assert own.to_dict() == config.to_dict()
-    wanted, found = pruning_spec(loaded, config), subjects.pruning(own, subject.family, subject.layers)
+    wanted, found = pruning_spec(loaded, config), subjects.pruning(own, subject.family, subject.task, subject.layers)
     for key in ("method", "alignment_tokens", "alignment_dim", "projection"):
         assert getattr(found, key) == getattr(wanted, key)
     assert found.layers["vision"] == wanted.layers["vision"]

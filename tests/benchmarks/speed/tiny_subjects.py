@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.speed import subjects
 from benchmarks.speed.subjects import SUBJECTS, Inputs, Subject
 from madtp_cli.models.base import PrunedModel
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.clip.model import small_clip_config
+from madtp_cli.models.blip.configs import small_config
+from madtp_cli.models.clip.configs import small_clip_config
 
 WORDS = 6
 SIZES: dict[str, Any] = {"image_size": 32, "vocab_size": 40, "vision_layers": 3, "vision_heads": 2, "text_heads": 2}

@@ -14,11 +14,13 @@ from madtp_cli.engine.building.model import check_fits, fresh_model, fresh_proce
 from madtp_cli.engine.building.training import auxiliary_heads, fit_settings, identity_of, loss_weights
 from madtp_cli.engine.training.settings import LossWeights
 from madtp_cli.errors import RecipeError, SourceError, UsageError
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
 from madtp_cli.models.blip.retrieval import BlipForRetrieval
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.checkpoints import MODELS, open_checkpoint, save_weights
+from madtp_cli.models.checkpoints import open_checkpoint, save_weights
+from madtp_cli.models.family import model_class
 from madtp_cli.models.spec import PruningSpec
+from tests.models.kinds import kinds
 from tests.tiny_runs import DENSE, PRUNE, same, tiny
 
 CPU = torch.device("cpu")
@@ -49,13 +51,13 @@ def test_patches_that_do_not_fill_an_image_are_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("family", "task"), sorted(MODELS))
+@pytest.mark.parametrize(("family", "task"), sorted(kinds()))
 def test_a_fresh_model_of_every_task(family: str, task: str, tmp_path: Path) -> None:
     """Of the architecture, the generated data's words and their special ids; its processor reads the same words."""
     changes = [f"model.family={family}", f"task={task}", "model.architecture.projection=10"]
     recipe = tiny(tmp_path, DENSE, *changes)
     model = fresh_model(recipe)
-    assert isinstance(model, MODELS[family, task])
+    assert isinstance(model, model_class(family, task))
     vision, text = model.config.vision_config, model.config.text_config
     assert (vision.num_hidden_layers, vision.hidden_size, vision.patch_size, vision.image_size) == (3, 32, 16, 96)
     assert (text.num_hidden_layers, text.hidden_size, text.vocab_size) == (2, 32, len(VOCABULARY))

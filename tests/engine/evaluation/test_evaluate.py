@@ -114,7 +114,7 @@ def test_metrics_and_costs_are_those_of_every_sample(model: PrunedModel) -> None
             right.append(output.logits.argmax().item() == batch.labels.item())
             macs.append(sum(int(cost) for cost in model.macs(output).values()))
             dense.append(sum(int(cost) for cost in model.dense_macs(batch.text_lengths).values()))
-            kept.append(output.text[-1].leaving[0])
+            kept.append(output.traces["text"][-1].leaving[0])
     assert measured.samples == len(DATA)
     assert measured.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
     assert measured.cost.macs == macs
@@ -154,7 +154,7 @@ def test_records_are_kept_on_demand(model: PrunedModel) -> None:
         "text": 2,
     }
     # The ninth sentence is the first about the second pair of images.
-    trace = TASK.forward(model, DATA.batch(0, 16), CPU).vision
+    trace = TASK.forward(model, DATA.batch(0, 16), CPU).traces["vision"]
     assert record["tokens_kept"]["vision_left"] == [layer.leaving[2] for layer in trace]
     assert record["tokens_kept"]["vision_right"] == [layer.leaving[3] for layer in trace]
 

@@ -25,11 +25,11 @@ from madtp_cli.engine.tasks.caption import Caption, Writing
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.tasks.retrieval import Retrieval
 from madtp_cli.engine.tasks.vqa import Answering, Vqa
-from madtp_cli.models.checkpoints import MODELS
 from madtp_cli.models.spec import PruningSpec
 from tests.engine.tasks.tiny_shapes import CPU, DENSE, LAYERS, PRUNED, make_model, processor
+from tests.models.kinds import kinds
 
-KINDS = tuple(MODELS)
+KINDS = tuple(kinds())
 SAMPLES = 6
 SCHEDULED = PruningSpec(**{**PRUNED.to_dict(), "tokens": "scheduled", "layers": LAYERS})
 DATA: dict[str, Any] = {
@@ -64,8 +64,8 @@ def test_what_is_shown_is_what_evaluation_counts(kind: tuple[str, str], spec: Pr
     assert [sample.id for sample in shown] == [record["id"] for record in found.records]
     for sample, record in zip(shown, found.records, strict=True):
         assert sample.gmacs == record["gmacs"] < sample.dense_gmacs
-        assert sample.towers.keys() == record["tokens_kept"].keys()
-        for name, view in sample.towers.items():
+        assert sample.sites.keys() == record["tokens_kept"].keys()
+        for name, view in sample.sites.items():
             left = [len(layer.alone) + layer.merged for layer in view.layers]
             assert left == [record["tokens_kept"][name][layer.layer] for layer in view.layers]
         if kind[1] != "retrieval":
@@ -79,7 +79,7 @@ def test_who_is_gone_stays_gone(kind: tuple[str, str]) -> None:
     model, data = make_model(*kind, spec=PRUNED), DATA[kind[1]]
     for sample in show_samples(model, task_of(kind), [data.batch(row, 1) for row in range(3)], processor(*kind)):
         assert sample.views[0][2].layers
-        for name, view in sample.towers.items():
+        for name, view in sample.sites.items():
             before = set(range(view.tokens))
             for layer in view.layers:
                 assert set(layer.alone) <= before
@@ -87,7 +87,7 @@ def test_who_is_gone_stays_gone(kind: tuple[str, str]) -> None:
                 before = set(layer.alone)
             if name == "text" and kind[0] == "clip":
                 assert view.tokens - 1 in before
-        assert sample.towers["text"].tokens == len(sample.words)
+        assert sample.sites["text"].tokens == len(sample.words)
         assert all(view.tokens == 10 for _, _, view in sample.views)  # nine patches and the class token
 
 
@@ -97,12 +97,12 @@ def test_ones_own_images_and_text_are_shown_like_a_data_sets(kind: tuple[str, st
     model, task, data = make_model(*kind, spec=PRUNED), task_of(kind), DATA[kind[1]]
     prepare, given = processor(*kind), data.batch(5, 1)
     (known,) = show_samples(model, task, [given], prepare)
-    words = " ".join(VOCABULARY[token] for token in given.text.tolist()[1:-1])
+    words = " ".join(VOCABULARY[token] for token in given.traces["text"].tolist()[1:-1])
     images = [Image.fromarray(image) for image in known.images]
     (own,) = show_samples(model, task, [own_sample(prepare, images, words, "mine")], prepare, labelled=False)
     assert (own.id, own.reference) == ("mine", None)
     assert known.reference
-    assert (own.words, own.answer, own.gmacs, own.towers) == (known.words, known.answer, known.gmacs, known.towers)
+    assert (own.words, own.answer, own.gmacs, own.sites) == (known.words, known.answer, known.gmacs, known.sites)
     assert all((one == other).all() for one, other in zip(own.images, known.images, strict=True))
 
 
@@ -121,13 +121,13 @@ def test_of_two_images_that_are_one_both_are_shown() -> None:
     batch.image_index[:] = 1
     (shown,) = show_samples(model, task, [batch], processor("blip", "nlvr2"))
     assert (shown.images[0] == shown.images[1]).all()
-    assert shown.towers["vision_left"] == shown.towers["vision_right"]
+    assert shown.sites["vision_left"] == shown.sites["vision_right"]
 
 
 def test_a_dense_model_prunes_nowhere_and_stays_in_training() -> None:
     model, task = make_model("blip", "nlvr2", spec=DENSE).train(), task_of(KINDS[0])
     (shown,) = show_samples(model, task, [DATA["nlvr2"].batch(0, 1)], processor("blip", "nlvr2"))
-    assert all(not view.layers for view in shown.towers.values())
+    assert all(not view.layers for view in shown.sites.values())
     assert shown.gmacs == shown.dense_gmacs
     assert model.training
 

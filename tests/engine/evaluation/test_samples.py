@@ -10,8 +10,8 @@ from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.engine.evaluation.samples import fit_samples, join_samples, one_sample, spread_samples
 from madtp_cli.engine.tasks.base import Normalisation
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 
 PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

@@ -19,9 +19,9 @@ from madtp_cli.engine.profiling import latency
 from madtp_cli.engine.profiling.costs import analytic_costs, at_strength
 from madtp_cli.engine.profiling.latency import Timed
 from madtp_cli.engine.tasks.base import Normalisation
-from madtp_cli.models.base import Output, initialise, towers_of
+from madtp_cli.models.base import Output, initialise
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.results import Speed
 
@@ -110,7 +110,9 @@ def test_all_of_what_is_saved_arrives_where_time_is_multiply_adds(
     layers = {"vision": (0, 1), "text": (0,)}
     spec = PruningSpec(method="madtp", strength=0.48, layers=layers, alignment_tokens=5, alignment_dim=16)
     config = model_of(2).config
-    model = Clocked(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength)
+    model = Clocked(
+        config, alignment=spec.alignment(Clocked.sites_of(config)), plan=spec.plan(), strength=spec.strength
+    )
     initialise(model)
     monkeypatch.setattr(latency, "VISIT_MACS", visit_macs)
     monkeypatch.setattr(latency, "compare", functools.partial(costs_latency.compare, clock=lambda: now[0]))

@@ -11,19 +11,20 @@ from torch import nn
 
 from madtp_cli.costs import published
 from madtp_cli.costs.counters import torch_macs
+from madtp_cli.costs.published import Measured
 from madtp_cli.engine.profiling import passes
 from madtp_cli.engine.profiling.costs import dense_costs
 from madtp_cli.models.base import PrunedModel
-from madtp_cli.models.checkpoints import MODELS
 from madtp_cli.models.configs import default_config
+from madtp_cli.models.family import family_of, model_class
 from tests.engine.tiny_tasks import IDS, KINDS, WORDS, build, sample
 
 VQA, RETRIEVAL = ("blip", "vqa"), ("blip", "retrieval")
 
 
-def metered(model: Any, given: dict[str, Any]) -> passes.Measured:
+def metered(model: Any, given: dict[str, Any]) -> Measured:
     """Run one sample and say what it cost."""
-    meter = passes.Meter()
+    meter = passes.PassMeter()
     with torch.no_grad():
         meter.add(model, model(**given), given["text"])
     return meter.measured(model)
@@ -32,7 +33,7 @@ def metered(model: Any, given: dict[str, Any]) -> passes.Measured:
 def full_size(kind: tuple[str, str]) -> PrunedModel:
     """Build the published model without weights."""
     with torch.device("meta"):
-        return MODELS[kind](default_config(*kind))
+        return model_class(*kind)(default_config(*kind))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -66,7 +67,7 @@ def test_passes_split_what_a_pruned_sample_costs(kind: tuple[str, str]) -> None:
     """Images and the text over them add up to the sample; pruning makes every pass that it reaches cheaper."""
     model = build(kind, strength=0.5)
     found, dense = metered(model, sample(kind)), passes.dense(model, [WORDS])
-    left, whole = passes.passes(model, found), passes.passes(model, dense)
+    left, whole = family_of(model.family).passes(model, found), family_of(model.family).passes(model, dense)
     own = {
         "nlvr2": {published.IMAGE: 2, published.SENTENCE: 1},
         "caption": {published.IMAGE: 1, published.CAPTION: 1},
@@ -76,8 +77,8 @@ def test_passes_split_what_a_pruned_sample_costs(kind: tuple[str, str]) -> None:
     for measured, parts in ((found, left), (dense, whole)):
         once = sum(times * sum(parts[name].macs.values()) for name, times in own.items())
         assert once == pytest.approx(sum(measured.macs.values()), rel=1e-12)
-    assert set(left) == set(published.CALLS[kind].passes)
-    for name, times in published.CALLS[kind].passes.items():
+    assert set(left) == set(family_of(kind[0]).calls[kind[1]].passes)
+    for name, times in family_of(kind[0]).calls[kind[1]].passes.items():
         assert times > 0
         if name not in (published.SIMILARITIES, published.ANSWER):
             assert left[name].published_macs < whole[name].published_macs, name
@@ -102,7 +103,9 @@ def test_many_questions_and_answers_share_what_they_read() -> None:
             ).logits  # fmt: skip
 
     count = torch_macs(Call(), *given.values())
-    macs = published.compose(published.CALLS[VQA], passes.passes(model, passes.dense(model, [WORDS])))
+    macs = published.compose(
+        family_of("blip").calls["vqa"], family_of(model.family).passes(model, passes.dense(model, [WORDS]))
+    )
     assert count.macs == sum(macs.values()) - macs[published.NORMS]
 
 
@@ -134,10 +137,10 @@ def test_norms_are_those_that_run(kind: tuple[str, str]) -> None:
     with torch.no_grad():
         output = model(**sample(kind))
     ran = seen[0]
-    meter = passes.Meter()
+    meter = passes.PassMeter()
     with torch.no_grad():
         meter.add(model, output, sample(kind)["text"])
-    parts = passes.passes(model, meter.measured(model))
+    parts = family_of(model.family).passes(model, meter.measured(model))
     reads = {"nlvr2": published.SENTENCE, "caption": published.CAPTION, "vqa": published.QUESTION}
     told = model.images_per_text * parts[published.IMAGE].normalised
     told += parts[reads.get(kind[1], published.TEXT)].normalised
@@ -149,8 +152,8 @@ def test_norms_are_those_that_run(kind: tuple[str, str]) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=IDS)
 def test_published_constants_are_reproduced(kind: tuple[str, str]) -> None:
     """At full size and the published lengths every constant comes out to 0.01 %; without norms to 0.2 %."""
-    model, call = full_size(kind), published.CALLS[kind]
-    macs = published.compose(call, passes.passes(model, passes.dense(model, [call.text_tokens])))
+    model, call = full_size(kind), family_of(kind[0]).calls[kind[1]]
+    macs = published.compose(call, family_of(model.family).passes(model, passes.dense(model, [call.text_tokens])))
     assert sum(macs.values()) / 1e9 == pytest.approx(call.gmacs, rel=1e-4)
     assert (sum(macs.values()) - macs[published.NORMS]) / 1e9 == pytest.approx(call.gmacs, rel=2e-3)
     assert passes.is_published(model)
@@ -170,7 +173,7 @@ def test_published_constants_are_reproduced(kind: tuple[str, str]) -> None:
 def test_a_sample_of_the_published_models(kind: tuple[str, str], image: float, text: float, second: float) -> None:
     """One image, the text that goes with it, and what comes on top, in gmacs; to what is printed of them."""
     model = full_size(kind)
-    costs = dense_costs(model, [published.CALLS[kind].sample_tokens])
+    costs = dense_costs(model, [family_of(kind[0]).calls[kind[1]].sample_tokens])
     images = sum(macs for path, macs in costs.modules.items() if path.startswith("vis")) / model.images_per_text
     assert images / 1e9 == pytest.approx(image, abs=0.05)
     assert costs.macs / 1e9 - model.images_per_text * images / 1e9 == pytest.approx(text, abs=0.05)
@@ -183,6 +186,6 @@ def test_a_sample_of_the_published_models(kind: tuple[str, str], image: float, t
 def test_another_size_is_not_the_published_architecture(change: dict[str, int]) -> None:
     """A constant is compared with its own architecture only, at its own image size."""
     with torch.device("meta"):
-        model = MODELS["blip", "nlvr2"](default_config("blip", "nlvr2", change))
+        model = model_class("blip", "nlvr2")(default_config("blip", "nlvr2", change))
     assert passes.is_published(model) is (not change)
     assert not passes.is_published(build(("blip", "nlvr2")))

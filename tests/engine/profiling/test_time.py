@@ -14,8 +14,8 @@ from madtp_cli.engine.evaluation.samples import fit_samples, spread_samples
 from madtp_cli.engine.profiling import time as profile_time
 from madtp_cli.engine.profiling.time import dense_kinds, shares_of, time_shares
 from madtp_cli.engine.tasks.base import Normalisation
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 
 
 class Clock:

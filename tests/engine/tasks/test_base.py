@@ -10,7 +10,7 @@ import torch
 
 from madtp_cli.data.shapes import ShapesPairs, accuracy
 from madtp_cli.data.shapes_single import ShapesQuestions
-from madtp_cli.engine.tasks.base import IMAGE_MEAN, IMAGE_STD, Normalisation, arguments
+from madtp_cli.engine.tasks.base import IMAGE_MEAN, IMAGE_STD, Asked, Normalisation, inputs_of
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.models.processor import image_processor
 from tests.engine.tasks.tiny_shapes import CPU, make_model
@@ -40,22 +40,24 @@ def test_black_is_minus_mean_over_deviation(normalise: Normalisation, mean: Any,
     torch.testing.assert_close(black, -torch.tensor(mean) / torch.tensor(std))
 
 
-def test_arguments_are_those_that_every_model_takes() -> None:
+def test_inputs_are_those_that_every_model_takes() -> None:
     """Pairs name two images each, the other tasks one."""
     pairs, questions = DATA.batch(0, 16), ShapesQuestions("test", 40).batch(2, 8)
     for batch, index in ((pairs, [[0, 1]] * 8 + [[2, 3]] * 8), (questions, [0, 0, 1, 1, 1, 1, 2, 2])):
-        given = arguments(batch, Normalisation(), CPU)
-        assert list(given) == ["images", "text", "text_lengths", "image_index"]
-        assert given["text"].equal(batch.text)
-        assert (given["text_lengths"], given["image_index"]) == (batch.text_lengths, index)
-        assert given["images"].dtype == torch.float32
+        given = inputs_of(batch, Normalisation(), CPU)
+        assert given.text.equal(batch.text)
+        assert (given.text_lengths, given.image_index) == (batch.text_lengths, index)
+        assert given.images.dtype == torch.float32
+        assert (given.learn, given.probe) == (False, False)
 
 
 def test_a_plain_task_trains_as_it_answers() -> None:
     """`learn` and `probe` reach the model, `training` changes nothing; the teacher's logits are compared."""
     model, task, batch = make_model("blip", "nlvr2"), Nlvr2(accuracy), DATA.batch(0, 8)
     with torch.inference_mode():
-        plain, full = (task.forward(model, batch, CPU, training=more, learn=more, probe=more) for more in (False, True))
+        plain, full = (
+            task.forward(model, batch, CPU, Asked(training=more, learn=more, probe=more)) for more in (False, True)
+        )
     assert (plain.aligned, plain.probes) == (None, ())
     assert full.aligned is not None
     assert len(full.probes) == 4  # two layers, two images

@@ -11,6 +11,7 @@ import torch
 
 from madtp_cli.data.batch import CaptionBatch
 from madtp_cli.data.shapes_single import ShapesCaptions, captioned
+from madtp_cli.engine.tasks.base import Asked
 from madtp_cli.engine.tasks.caption import Caption, Writing
 from tests.engine.tasks.tiny_shapes import CPU, make_model, processor, words_of
 
@@ -31,7 +32,7 @@ def test_the_loss_is_that_of_the_words_after_the_prompt(prompt_length: int, smoo
     batch = replace(DATA.batch(0, 5), prompt_length=prompt_length)
     task = task_of(label_smoothing=smoothing)
     with torch.inference_mode():
-        output = task.forward(make_model("blip", "caption"), batch, CPU, training=True)
+        output = task.forward(make_model("blip", "caption"), batch, CPU, Asked(training=True))
         losses = task.losses(output, batch)
     assert losses.keys() == {"task"}
     parts, start = [], 0

@@ -16,7 +16,7 @@ from madtp_cli.data.batch import RetrievalBatch
 from madtp_cli.data.metrics import recalls
 from madtp_cli.data.shapes_single import ShapesRetrieval
 from madtp_cli.engine.tasks import retrieval
-from madtp_cli.engine.tasks.base import Scores
+from madtp_cli.engine.tasks.base import Asked, Scores
 from madtp_cli.engine.tasks.retrieval import Retrieval
 from madtp_cli.engine.training.losses import logit_loss
 from madtp_cli.engine.training.settings import LossWeights
@@ -78,7 +78,7 @@ def test_true_pairs_are_matched_beside_wrong_ones_for_every_text_and_image(data:
     for seed in range(20):
         torch.manual_seed(seed)
         with torch.inference_mode():
-            output = task.forward(model, batch, CPU, training=True)
+            output = task.forward(model, batch, CPU, Asked(training=True))
         true, wrong = output.itm.pairs[:8], output.itm.pairs[8:]
         assert true == list(enumerate(owners))
         assert [text for text, _ in wrong[:8]] == list(range(8))
@@ -94,7 +94,7 @@ def test_true_pairs_are_matched_beside_wrong_ones_for_every_text_and_image(data:
 def test_a_batch_of_one_pair_has_no_wrong_one() -> None:
     """Nothing to tell it from: only the true pair is matched, and the losses are numbers."""
     task, batch = Retrieval(recalls), DATA.batch(0, 1)
-    output = task.forward(make_model(*BLIP), batch, CPU, training=True)
+    output = task.forward(make_model(*BLIP), batch, CPU, Asked(training=True))
     assert output.itm.pairs == [(0, 0)]
     assert all(loss.isfinite() for loss in task.losses(output, batch).values())
 
@@ -112,7 +112,7 @@ def test_the_teacher_matches_the_pairs_of_the_student(kind: tuple[str, str], mon
 
     monkeypatch.setattr(Retrieval, "forward", watched)
     weights = LossWeights(logits=1.0, temperature=2.0)
-    found = TrainingStep(task, student, teacher, None, weights, guided_layers=frozenset({0, 1}))(batch)
+    found = TrainingStep(task, student, teacher, None, weights, guided={"vision": frozenset({0, 1})})(batch)
     own, dense = outputs
     pairs = [(own.logits, dense.logits), (own.logits.T, dense.logits.T)]
     if kind == BLIP:
@@ -215,7 +215,7 @@ def test_clip_ranks_by_similarity_alone() -> None:
     _, (by_image, by_text, _) = ranked(CLIP, 128, (0, 12))
     task, model = Retrieval(recalls), make_model(*CLIP, spec=PRUNED)
     with torch.inference_mode():
-        output = task.forward(model, DATA.batch(0, 12), CPU, training=True)
+        output = task.forward(model, DATA.batch(0, 12), CPU, Asked(training=True))
     expected = output.logits.T / math.exp(model.logit_scale.item())
     torch.testing.assert_close(by_image, expected, atol=1e-5, rtol=0)
     assert by_text.equal(by_image)

@@ -14,7 +14,7 @@ import torch
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes_single import ShapesQuestions, answer_list, answered
 from madtp_cli.data.vqav2 import read_answers
-from madtp_cli.engine.tasks.base import Scores
+from madtp_cli.engine.tasks.base import Asked, Scores
 from madtp_cli.engine.tasks.vqa import ANSWER_LIST, Answering, Vqa
 from madtp_cli.models.language import LABEL_SMOOTHING
 from tests.engine.tasks.tiny_shapes import CPU, make_model, processor, words_of
@@ -49,7 +49,7 @@ def scores_of(task: Vqa, cuts: Sequence[int] = (0, 12)) -> Scores:
 def test_answers_are_read_in_training_only() -> None:
     model, task, batch = make_model("blip", "vqa"), task_of(), DATA.batch(0, 6)
     with torch.inference_mode():
-        trained, asked = (task.forward(model, batch, CPU, training=training) for training in (True, False))
+        trained, asked = (task.forward(model, batch, CPU, Asked(training=training)) for training in (True, False))
     assert trained.logits.shape == (sum(batch.answer_lengths) - len(batch.answer_lengths), len(VOCABULARY))
     assert asked.logits.shape == (0, len(VOCABULARY))
     torch.testing.assert_close(trained.encoded, asked.encoded)
@@ -71,7 +71,7 @@ def test_the_loss_weighs_answers_by_how_many_gave_them(smoothing: float) -> None
     )
     task = task_of(label_smoothing=smoothing)
     with torch.inference_mode():
-        output = task.forward(make_model("blip", "vqa"), batch, CPU, training=True)
+        output = task.forward(make_model("blip", "vqa"), batch, CPU, Asked(training=True))
         losses = task.losses(output, batch)
     assert losses.keys() == {"task"}
     expected, row = 0.0, 0
@@ -101,7 +101,7 @@ def brute_force(k: int) -> list[tuple[str, list[float]]]:
                 "answer_index": torch.tensor([0]),
             }
             with torch.inference_mode():
-                logits = task.forward(model, replace(alone, **only), CPU, training=True).logits
+                logits = task.forward(model, replace(alone, **only), CPU, Asked(training=True)).logits
             logs = logits.log_softmax(-1)
             first[words] = logs[0, ids[1]].item()
             smooth = LABEL_SMOOTHING

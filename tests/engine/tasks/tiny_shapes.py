@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from madtp_cli.data.sentences import CLS, DEC, ENC, PAD, SEP, TOKEN_IDS, VOCABULARY
-from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.checkpoints import MODELS
-from madtp_cli.models.clip.model import small_clip_config
+from madtp_cli.models.base import initialise
+from madtp_cli.models.blip.configs import small_config
+from madtp_cli.models.clip.configs import small_clip_config
+from madtp_cli.models.family import model_class
 from madtp_cli.models.processor import Processor
 from madtp_cli.models.spec import PruningSpec
 
@@ -34,8 +34,11 @@ def make_model(family: str, task: str, spec: PruningSpec = DENSE, seed: int = 0)
         else small_config(**SHARED, **ids, pad_token_id=TOKEN_IDS[PAD], projection_width=10, merge_from=1)
     )
     torch.manual_seed(seed)
-    model = MODELS[family, task](
-        config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength
+    model = model_class(family, task)(
+        config,
+        alignment=spec.alignment(model_class(family, task).sites_of(config)),
+        plan=spec.plan(),
+        strength=spec.strength,
     )
     initialise(model)
     with torch.no_grad():

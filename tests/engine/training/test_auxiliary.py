@@ -22,8 +22,8 @@ def _output() -> Output:
     return Output(
         logits=torch.zeros(SENTENCES, 2),
         encoded=torch.randn(SENTENCES, TEXT_WIDTH),
-        images=Tokens.pack(torch.randn(IMAGES * count, WIDTH), Spans.of([count] * IMAGES)),
-        vision=(),
+        images=Tokens.pack(torch.randn(IMAGES * count, WIDTH), Spans.of([count] * IMAGES), prefix=1),
+        traces={},
         text_lengths=[1] * SENTENCES,
         image_index=[(0, 1)] * SENTENCES,
     )

@@ -33,9 +33,9 @@ from madtp_cli.engine.training.resume import METRICS, STATE
 from madtp_cli.engine.training.settings import FitSettings, LossWeights
 from madtp_cli.engine.training.step import TrainingStep
 from madtp_cli.errors import Interrupted, MadtpError, SourceError
-from madtp_cli.models.base import initialise, towers_of
+from madtp_cli.models.base import initialise
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.report.progress import TrainingProgress
 from tests.tiny_runs import names, same
@@ -104,11 +104,11 @@ def make_job(
         merge_from=1,
     )
     spec = SPEC if goal else PruningSpec()
-    student = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan())
+    student = BlipForNlvr(config, alignment=spec.alignment(BlipForNlvr.sites_of(config)), plan=spec.plan())
     initialise(student)
     teacher = BlipForNlvr(config) if goal else None
     guided = frozenset({0, 1} if goal else ())
-    step = TrainingStep(Nlvr2(metric), student, teacher, None, LossWeights(), guided_layers=guided)
+    step = TrainingStep(Nlvr2(metric), student, teacher, None, LossWeights(), guided={"vision": guided})
     controller = BudgetController(goal, 0.3) if goal else None
     return Job(step, Repeated(Training(read)), ShapesPairs("validation", 16), settings, controller, folder, identity)
 

@@ -27,8 +27,9 @@ from madtp_cli.tokens import Spans, Tokens
 def _trace(position: list[list[int]], guidance: list[list[float]], layer: int = 0) -> LayerTrace:
     """Make the trace of one vision layer that was entered by these tokens."""
     return LayerTrace(
-        tower="vision",
+        site="vision",
         layer=layer,
+        prefix=1,
         spans=Spans.of([len(p) for p in position]),
         position=torch.tensor([p for image in position for p in image]),
         leaving=(),
@@ -42,8 +43,8 @@ def _output(logits: Tensor, *, images: int = 2, trace: tuple[LayerTrace, ...] = 
     return Output(
         logits=logits,
         encoded=torch.zeros(len(logits), 4),
-        images=Tokens.pack(torch.zeros(3 * images, 4), Spans.of([3] * images)),
-        vision=trace,
+        images=Tokens.pack(torch.zeros(3 * images, 4), Spans.of([3] * images), prefix=1),
+        traces={"vision": trace},
         text_lengths=[1] * len(logits),
         image_index=[(0, 1)] * len(logits),
     )
@@ -164,7 +165,7 @@ def test_distillation_adds_the_weighted_parts() -> None:
     target, logits, encoded = guidance_target(probes, 2), torch.randn(2, 2), torch.randn(2, 4)
     lesson = Lesson([logits], encoded, target)
     weights = LossWeights(logits=2.0, temperature=3.0, guidance=5.0, features=7.0)
-    parts = distillation_losses(student, [student.logits], lesson, frozenset({0, 2}), weights, 0.5)
+    parts = distillation_losses(student, [student.logits], lesson, {"vision": frozenset({0, 2})}, weights, 0.5)
     expected = {
         "logits": 2 * logit_loss(student.logits, logits, 3.0),
         "features": 7 * (student.encoded - encoded).square().mean(),
@@ -179,8 +180,8 @@ def test_distillation_computes_no_part_that_counts_nothing() -> None:
     """Weights of zero, and guidance without a layer to teach, for which the teacher was not probed."""
     student, lesson = _output(torch.randn(2, 2)), Lesson([torch.randn(2, 2)])
     none = LossWeights(logits=0.0, guidance=0.0, features=0.0)
-    assert distillation_losses(student, [student.logits], lesson, frozenset({0}), none, 1.0) == {}
-    only_text = distillation_losses(student, [student.logits], lesson, frozenset(), LossWeights(), 1.0)
+    assert distillation_losses(student, [student.logits], lesson, {"vision": frozenset({0})}, none, 1.0) == {}
+    only_text = distillation_losses(student, [student.logits], lesson, {}, LossWeights(), 1.0)
     assert set(only_text) == {"logits"}
 
 
@@ -188,7 +189,7 @@ def test_several_distributions_count_on_average() -> None:
     """Two pairs of logits, as retrieval compares both ways: the mean of each one's loss, times the weight."""
     compared = [(torch.randn(2, 3), torch.randn(2, 3)), (torch.randn(5, 2), torch.randn(5, 2))]
     own, lesson = [pair[0] for pair in compared], Lesson([pair[1] for pair in compared])
-    parts = distillation_losses(_output(torch.zeros(2, 2)), own, lesson, frozenset(), LossWeights(logits=3.0), 1.0)
+    parts = distillation_losses(_output(torch.zeros(2, 2)), own, lesson, {}, LossWeights(logits=3.0), 1.0)
     one, other = (logit_loss(*pair, 2.0) for pair in compared)
     torch.testing.assert_close(parts["logits"], 1.5 * (one + other))
 

@@ -16,12 +16,12 @@ from madtp_cli.engine.training.optimizers import OptimizerName, make_optimizers
 from madtp_cli.engine.training.settings import LossWeights
 from madtp_cli.engine.training.step import TrainingStep
 from madtp_cli.errors import RecipeError
-from madtp_cli.models.base import towers_of
 from madtp_cli.models.blip.caption import BlipForCaption
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
 from madtp_cli.models.blip.retrieval import BlipForRetrieval
-from madtp_cli.models.blip.vision import small_config
-from madtp_cli.models.clip.model import ClipForRetrieval, small_clip_config
+from madtp_cli.models.clip.configs import small_clip_config
+from madtp_cli.models.clip.model import ClipForRetrieval
 from madtp_cli.models.spec import PruningSpec
 
 RATE, ALIGNMENT_RATE, MATRIX_RATE, DECAY = 1e-2, 2e-2, 3e-2, 0.1
@@ -39,7 +39,7 @@ def step() -> TrainingStep:
         merge_from=1,
     )
     spec = PruningSpec(method="madtp", alignment_tokens=3, alignment_dim=8)
-    student = BlipForNlvr(config, alignment=spec.alignment(towers_of(config)))
+    student = BlipForNlvr(config, alignment=spec.alignment(BlipForNlvr.sites_of(config)))
     return TrainingStep(Nlvr2(accuracy), student, None, None, LossWeights())
 
 

@@ -12,15 +12,15 @@ from torch.nn.functional import cross_entropy
 from madtp_cli.data.batch import PairBatch
 from madtp_cli.data.sentences import VOCABULARY
 from madtp_cli.data.shapes import ShapesPairs, accuracy
+from madtp_cli.engine.tasks.base import Asked
 from madtp_cli.engine.tasks.nlvr2 import Nlvr2
 from madtp_cli.engine.training.auxiliary import AuxiliaryHeads
 from madtp_cli.engine.training.losses import aligned_loss, logit_loss
 from madtp_cli.engine.training.settings import LossWeights
 from madtp_cli.engine.training.step import StepOutput, TrainingStep
 from madtp_cli.engine.training.teacher import Teacher
-from madtp_cli.models.base import towers_of
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 
 CPU = torch.device("cpu")
@@ -49,7 +49,9 @@ def model(spec: PruningSpec | None = None, seed: int = 0) -> BlipForNlvr:
     )
     if spec is None:
         return BlipForNlvr(config)
-    return BlipForNlvr(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength)
+    return BlipForNlvr(
+        config, alignment=spec.alignment(BlipForNlvr.sites_of(config)), plan=spec.plan(), strength=spec.strength
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def batch() -> PairBatch:
 
 def taught(strength: float, weights: LossWeights = WEIGHTS, **options: Any) -> TrainingStep:
     student = model(replace(SPEC, strength=strength))
-    return TrainingStep(TASK, student, model(seed=1), None, weights, guided_layers=frozenset({0, 1}), **options)
+    return TrainingStep(TASK, student, model(seed=1), None, weights, guided={"vision": frozenset({0, 1})}, **options)
 
 
 def test_without_teacher_and_alignment_there_is_the_task_alone(batch: PairBatch) -> None:
@@ -74,7 +76,7 @@ def test_every_part_is_there_and_weighted(batch: PairBatch) -> None:
     step = taught(0.5)
     output = step(batch)
     assert output.losses.keys() == {"task", "alignment", "logits", "features", "guidance"}
-    student = TASK.forward(step.student, batch, CPU, learn=True)
+    student = TASK.forward(step.student, batch, CPU, Asked(learn=True))
     assert isinstance(step.teacher, Teacher)
     teacher = TASK.forward(step.teacher.model, batch, CPU)
     expected = {
@@ -164,7 +166,7 @@ def test_costs_and_tokens_are_those_of_the_forward_pass(batch: PairBatch) -> Non
 
     step = taught(0.5)
     pruned = step(batch)
-    trace = TASK.forward(step.student, batch, CPU).vision
+    trace = TASK.forward(step.student, batch, CPU).traces["vision"]
     assert pruned.tokens_kept["vision"] == sum(trace[-1].leaving) / (37 * len(batch.images)) < 1
     assert pruned.tokens_kept["text"] == 1.0
     assert pruned.dense_macs == dense.macs

@@ -63,7 +63,9 @@ def step_of(
     layers = {tower: LAYERS[tower] for tower in (("vision",) if name == "caption" else ("vision", "text"))}
     student = make_model("blip", name, replace(PRUNED, layers=layers))
     task = task or TASKS[name][0]
-    step = TrainingStep(task, student, make_model("blip", name, seed=seed), None, weights, guided_layers=frozenset({1}))
+    step = TrainingStep(
+        task, student, make_model("blip", name, seed=seed), None, weights, guided={"vision": frozenset({1})}
+    )
     if folder is not None:
         assert isinstance(step.teacher, Teacher)
         step.teacher = CachedTeacher(step.teacher, folder, precision)

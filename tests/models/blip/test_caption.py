@@ -111,13 +111,13 @@ def test_a_sample_alone_equals_itself_in_the_batch(spec: Any) -> None:
     for row in range(4):
         alone = model(**_alone(row), learn=True)
         torch.testing.assert_close(logits[row], alone.logits, atol=1e-4, rtol=0)
-        assert kept(together.vision, IMAGE[row]) == kept(alone.vision, 0)
+        assert kept(together.traces["vision"], IMAGE[row]) == kept(alone.traces["vision"], 0)
         assert row_of(costs, row) == row_of(model.macs(alone), 0)
         assert written[IMAGE[row]] == model.generate(alone.images, PROMPT)[0]
         for ours, own in zip(together.aligned, alone.aligned, strict=True):
             torch.testing.assert_close(ours[row], own[0], atol=1e-4, rtol=1e-4)
-    assert [layer.leaving for layer in together.text] == [tuple(LENGTHS)] * 3
-    assert not any(layer.prunes for layer in together.text)
+    assert [layer.leaving for layer in together.traces["text"]] == [tuple(LENGTHS)] * 3
+    assert not any(layer.prunes for layer in together.traces["text"])
     if spec is PRUNED:
         assert len(set(together.images.spans.lengths)) > 1
 

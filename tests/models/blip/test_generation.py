@@ -15,9 +15,9 @@ from transformers import DynamicCache
 from madtp_cli.errors import SourceError
 from madtp_cli.models.blip import generation
 from madtp_cli.models.blip.caption import BlipForCaption
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.generation import decode, generate
 from madtp_cli.models.blip.text import LanguageModel, Side, TextContext
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.configs import special_id
 from madtp_cli.tokens import Spans, Tokens
 from tests.models.blip_tiny import CONFIG, DEC, SEP, build
@@ -43,7 +43,7 @@ def test_texts_end_before_sep_and_after_the_prompt() -> None:
     """A head that prefers [SEP] writes no more than the least length asks; one that never ends writes to the last."""
     torch.manual_seed(0)
     decoder = LanguageModel(CONFIG.text_config, 32).eval()
-    read = Tokens.pack(torch.randn(10, 32), Spans.of([6, 4]))
+    read = Tokens.pack(torch.randn(10, 32), Spans.of([6, 4]), prefix=1)
 
     def write(least: int, most: int) -> list[list[int]]:
         return generate(decoder, CONFIG.text_config, read, [DEC, 5], beams=2, min_length=least, max_length=most)
@@ -59,7 +59,7 @@ def test_texts_end_before_sep_and_after_the_prompt() -> None:
 def _decoder_and_read(lengths: Sequence[int] = (6, 4, 9)) -> tuple[LanguageModel, Tokens]:
     """Take a decoder of which no part is idle, and samples of unequal lengths to write about."""
     read = torch.randn(sum(lengths), 32, generator=torch.Generator().manual_seed(0))
-    return build(BlipForCaption).text_decoder, Tokens.pack(read, Spans.of(lengths))
+    return build(BlipForCaption).text_decoder, Tokens.pack(read, Spans.of(lengths), prefix=1)
 
 
 def _whole_texts(self: Any, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from transformers.models.blip.configuration_blip import BlipConfig
 from madtp_cli import attention
 from madtp_cli.costs.analytic import total
 from madtp_cli.models.base import Output, initialise
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 
 State = dict[str, Tensor]
@@ -116,7 +116,7 @@ def _alone(inputs: dict[str, Any], row: int) -> dict[str, Any]:
 def _kept(output: Output, vision: Sequence[int], text: int) -> list[list[int]]:
     """List the positions that left every layer, for the images and the sentence named."""
     found = []
-    for trace, rows in ((output.vision, vision), (output.text, [text])):
+    for trace, rows in ((output.traces["vision"], vision), (output.traces["text"], [text])):
         for layer in trace:
             parts = layer.kept.split(list(layer.leaving))
             found += [parts[row].tolist() for row in rows]
@@ -215,20 +215,20 @@ def test_a_pruned_sample_does_not_depend_on_its_batch_mates(
             own = model.macs(alone)
             assert {path: cost[row].item() for path, cost in costs.items()} == {p: c.item() for p, c in own.items()}
     assert together.logits.isfinite().all()
-    for trace in (together.vision, together.text):
+    for trace in together.traces.values():
         assert sum(trace[-1].leaving) < 0.8 * trace[0].spans.total
 
 
 def test_batches_are_ragged_where_pruning_adapts(make: Make, spec: PruningSpec, inputs: dict[str, Any]) -> None:
     """Images of one batch keep different counts: the test above is not one of equal lengths."""
     output = make(spec)(**inputs)
-    assert len(set(output.vision[0].leaving)) > 1
+    assert len(set(output.traces["vision"][0].leaving)) > 1
 
 
 def test_released_variant_couples_the_batch(make: Make, spec: PruningSpec, inputs: dict[str, Any]) -> None:
     """All images keep the most that one keeps under `paper` (method.md section 6, 1)."""
-    released = make(replace(spec, variant="released"))(**inputs).vision[0].leaving
-    paper = make(replace(spec, variant="paper"))(**inputs).vision[0].leaving
+    released = make(replace(spec, variant="released"))(**inputs).traces["vision"][0].leaving
+    paper = make(replace(spec, variant="paper"))(**inputs).traces["vision"][0].leaving
     assert set(released) == {max(paper)}
     assert len(set(paper)) > 1
 
@@ -301,7 +301,7 @@ def test_pruned_cost_follows_from_the_trace(make: Make, spec: PruningSpec, input
     images = []
     for image in range(4):
         cost = 16 * (3 * 8 * 8) * c
-        for layer in output.vision:
+        for layer in output.traces["vision"]:
             a, b = layer.spans.lengths[image], layer.leaving[image]
             cost += 4 * a * c**2 + 2 * a**2 * c + 8 * b * c**2 + a * c * k + (a - b + 1) * c * (a > b)
         images.append(cost)
@@ -309,7 +309,7 @@ def test_pruned_cost_follows_from_the_trace(make: Make, spec: PruningSpec, input
     for row, pair in enumerate(inputs["image_index"]):
         c, seen = 32, [output.images.spans.lengths[image] for image in pair]
         cost = sum(images[image] for image in pair) + c**2 + 2 * c
-        for index, layer in enumerate(output.text):
+        for index, layer in enumerate(output.traces["text"]):
             a, b = layer.spans.lengths[row], layer.leaving[row]
             cost += 4 * a * c**2 + 2 * a**2 * c + 8 * b * c**2 + a * c * k + (a - b + 1) * c * (a > b)
             cost += sum(2 * b * c**2 + 2 * n * 24 * c + 2 * b * n * c for n in seen) + 2 * b * c**2 * (index >= 2)
@@ -324,7 +324,7 @@ def test_method_none_and_random_pay_for_no_guidance(make: Make, spec: PruningSpe
     with torch.no_grad():
         output = model(**inputs)
     macs = model.macs(output)
-    layer = output.vision[0]
+    layer = output.traces["vision"][0]
     gone = [a - b for a, b in zip(layer.spans.lengths, layer.leaving, strict=True)]
     expected = [sum((gone[image] + 1) * 24 for image in pair) for pair in inputs["image_index"]]
     assert macs["vision_model.encoder.layers.0.pruning"].tolist() == expected

@@ -14,10 +14,10 @@ from transformers.models.blip.configuration_blip import BlipConfig
 from madtp_cli.attention import attend
 from madtp_cli.models import tower
 from madtp_cli.models.blip import text as blip_text
+from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.generation import decode
 from madtp_cli.models.blip.nlvr import BlipForNlvr
 from madtp_cli.models.blip.text import LanguageModel, Side, TextBlock, TextContext
-from madtp_cli.models.blip.vision import small_config
 from madtp_cli.models.spec import PruningSpec
 from madtp_cli.tokens import Spans, Tokens
 from tests.models.blip_tiny import CONFIG
@@ -79,7 +79,7 @@ def test_merge_layers_begin_where_the_configuration_says() -> None:
 
 def test_a_side_holds_each_chosen_image_once() -> None:
     """By hand: images 3 and 1 of four, chosen in an order with repeats."""
-    images = Tokens.pack(torch.arange(10.0)[:, None], Spans.of([2, 3, 1, 4]))
+    images = Tokens.pack(torch.arange(10.0)[:, None], Spans.of([2, 3, 1, 4]), prefix=1)
     side = Side.of(images, [3, 3, 1, 3])
     assert side.x.squeeze(1).tolist() == [2, 3, 4, 6, 7, 8, 9]
     assert side.spans == Spans.of([3, 4])
@@ -130,7 +130,7 @@ def test_the_language_head_is_tied_to_the_words() -> None:
 @torch.no_grad()
 def test_a_decoder_sees_nothing_that_comes_later() -> None:
     """Other tokens behind a prefix leave its states as they were."""
-    decoder, read = _decoder(), Tokens.pack(torch.randn(10, 32), Spans.of([6, 4]))
+    decoder, read = _decoder(), Tokens.pack(torch.randn(10, 32), Spans.of([6, 4]), prefix=1)
     ids = torch.tensor([28, 3, 4, 5, 28, 6, 7])
     context = TextContext((Side.of(read, [0, 1]),))
     before = decode(decoder, ids, [4, 3], context).x
@@ -148,9 +148,9 @@ def test_ragged_images_are_read_to_their_end_and_no_further() -> None:
     ids = torch.tensor([28, 3, 4, 28, 5])
     probes: list[tuple[Tensor, ...]] = []
     alone: list[tuple[Tensor, ...]] = []
-    both = Side.of(Tokens.pack(torch.cat([first, second]), Spans.of([7, 3])), [0, 1])
+    both = Side.of(Tokens.pack(torch.cat([first, second]), Spans.of([7, 3]), prefix=1), [0, 1])
     states = decode(decoder, ids, [3, 2], TextContext((both,), probes, probe_all=True)).x
-    own = Side.of(Tokens.pack(second, Spans.of([3])), [0])
+    own = Side.of(Tokens.pack(second, Spans.of([3]), prefix=1), [0])
     torch.testing.assert_close(states[3:], decode(decoder, ids[3:], [2], TextContext((own,), alone, probe_all=True)).x)
     for (together,), (single,) in zip(probes, alone, strict=True):
         assert together.shape == (5, 2, 7)
@@ -161,7 +161,7 @@ def test_ragged_images_are_read_to_their_end_and_no_further() -> None:
 @torch.no_grad()
 def test_memory_changes_nothing() -> None:
     """Keys and values kept from a first pass serve a second of other rows."""
-    decoder, read = _decoder(), Tokens.pack(torch.randn(10, 32), Spans.of([6, 4]))
+    decoder, read = _decoder(), Tokens.pack(torch.randn(10, 32), Spans.of([6, 4]), prefix=1)
     ids = torch.tensor([28, 3, 28, 4, 28, 5])
     memory: dict[Any, tuple[Tensor, Tensor]] = {}
     for rows in ([0, 0, 1], [0, 1, 1]):
@@ -178,9 +178,9 @@ def test_images_read_in_parts_are_read_whole(rows: list[int], monkeypatch: pytes
     assert isinstance(block, TextBlock)
     width = CONFIG.vision_config.hidden_size
     generator = torch.Generator().manual_seed(0)
-    images = Tokens.pack(torch.randn(12, width, generator=generator), Spans.of([5, 3, 4]))
+    images = Tokens.pack(torch.randn(12, width, generator=generator), Spans.of([5, 3, 4]), prefix=1)
     words = Spans.of([2, 3, 1, 4])
-    tokens = Tokens.pack(torch.randn(10, CONFIG.text_config.hidden_size, generator=generator), words)
+    tokens = Tokens.pack(torch.randn(10, CONFIG.text_config.hidden_size, generator=generator), words, prefix=1)
     context = TextContext((Side.of(images, rows),))
     with torch.no_grad():
         whole = block.finish(tokens, context)

@@ -208,8 +208,8 @@ def test_a_sample_alone_equals_itself_in_the_batch(spec: Any) -> None:
         alone = model(**_alone(row), learn=True)
         mine = torch.cat([logits[place] for place, question in enumerate(QUESTION) if question == row])
         torch.testing.assert_close(mine, alone.logits, atol=1e-4, rtol=0)
-        assert kept(together.vision, IMAGE[row]) == kept(alone.vision, 0)
-        assert kept(together.text, row) == kept(alone.text, 0)
+        assert kept(together.traces["vision"], IMAGE[row]) == kept(alone.traces["vision"], 0)
+        assert kept(together.traces["text"], row) == kept(alone.traces["text"], 0)
         assert row_of(costs, row) == row_of(model.macs(alone), 0)
         assert written[row] == model.generate(alone)[0]
         for ours, own in zip(together.aligned, alone.aligned, strict=True):

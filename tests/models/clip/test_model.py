@@ -16,8 +16,9 @@ from madtp_cli.costs.analytic import total
 from madtp_cli.costs.counters import fvcore_macs, torch_macs
 from madtp_cli.errors import SourceError
 from madtp_cli.models.activations import quick_gelu
-from madtp_cli.models.base import initialise, towers_of
-from madtp_cli.models.clip.model import ClipForRetrieval, ClipOutput, pack_text, small_clip_config
+from madtp_cli.models.base import initialise
+from madtp_cli.models.clip.configs import small_clip_config
+from madtp_cli.models.clip.model import ClipForRetrieval, ClipOutput, pack_text
 from madtp_cli.models.spec import PruningSpec
 
 START, EOT, POSITIONS = 28, 29, 14
@@ -65,7 +66,7 @@ def _ours(theirs: Any, spec: PruningSpec = DENSE) -> ClipForRetrieval:
     torch.manual_seed(1)
     config = theirs.config
     model = ClipForRetrieval(
-        config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=spec.strength
+        config, alignment=spec.alignment(ClipForRetrieval.sites_of(config)), plan=spec.plan(), strength=spec.strength
     )
     alignment = {key: value for key, value in model.state_dict().items() if key.startswith("alignment.")}
     model.load_state_dict({**theirs.state_dict(), **alignment}, strict=True)
@@ -105,8 +106,7 @@ def _run(model: ClipForRetrieval, inputs: dict[str, Any], **options: bool) -> Cl
 
 def _kept(output: ClipOutput, tower: str) -> list[list[list[int]]]:
     """List the positions that left every layer, by sample."""
-    trace = {"vision": output.vision, "text": output.text}[tower]
-    return [[part.tolist() for part in layer.kept.split(list(layer.leaving))] for layer in trace]
+    return [[part.tolist() for part in layer.kept.split(list(layer.leaving))] for layer in output.traces[tower]]
 
 
 @pytest.mark.parametrize("eos_token_id", [EOT, 2], ids=["eos", "legacy eos"])
@@ -177,8 +177,8 @@ def test_start_and_eot_survive_and_the_eot_stays_last(method: str, theirs: Any, 
     for layer in _kept(output, "text"):
         assert [part[0] for part in layer] == [0] * len(LENGTHS)
         assert [part[-1] for part in layer] == [length - 1 for length in LENGTHS]
-    assert output.text[-1].leaving[1] < LENGTHS[1]
-    assert output.text[-1].leaving[-1] == 2
+    assert output.traces["text"][-1].leaving[1] < LENGTHS[1]
+    assert output.traces["text"][-1].leaving[-1] == 2
 
 
 @pytest.mark.parametrize("pruned", [(), (0,)], ids=["dense", "pruned"])
@@ -244,7 +244,7 @@ def test_the_released_variant_follows_the_published_formulas(
     with torch.no_grad():
         expected, kept = _released(model, inputs["images"], temperature)
     assert [[sorted(part) for part in layer] for layer in _kept(output, "vision")] == kept
-    assert output.vision[-1].leaving[0] < 17
+    assert output.traces["vision"][-1].leaving[0] < 17
     torch.testing.assert_close(output.images.first(), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -369,7 +369,9 @@ def test_a_fresh_model_learns_something_everywhere(inputs: dict[str, Any]) -> No
     torch.manual_seed(4)
     config = _config()
     spec = replace(PRUNED, strength=0.4)
-    model = ClipForRetrieval(config, alignment=spec.alignment(towers_of(config)), plan=spec.plan(), strength=0.4)
+    model = ClipForRetrieval(
+        config, alignment=spec.alignment(ClipForRetrieval.sites_of(config)), plan=spec.plan(), strength=0.4
+    )
     initialise(model)
     output = model(**inputs, learn=True)
     assert output.aligned is not None

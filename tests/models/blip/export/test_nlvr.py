@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from madtp_cli.export import nlvr
 from madtp_cli.export.graphs import is_kept
 from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.models.blip.export import nlvr
 from tests.export.tiny_exports import SPEC, build, only, pairs
 
 METHODS: list[dict[str, Any]] = [

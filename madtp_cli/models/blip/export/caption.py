@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.decoder import decoder_graph, follow, openings, side_by_side
-from madtp_cli.export.encoders import ImageEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, text_axes, traced
 from madtp_cli.export.schedule import Form, cuts
 from madtp_cli.models.blip.caption import BlipForCaption
+from madtp_cli.models.blip.export.blocks import image_encoder
+from madtp_cli.models.blip.export.decoder import decoder_graph, follow, openings, side_by_side
 
 OUTPUTS = ("states", "states_lengths", "vision_kept", "vision_positions")
 
@@ -22,7 +22,7 @@ class CaptionGraph(nn.Module):
 
     def __init__(self, model: BlipForCaption, form: Form) -> None:
         super().__init__()
-        self.encoder = ImageEncoder(model, cuts(model, form)["vision"])
+        self.encoder = image_encoder(model, cuts(model, form)["vision"])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the states [B, m, C] of images [B, 3, H, W], and what was kept."""
@@ -51,7 +51,7 @@ def expect(model: BlipForCaption, batch: Batch) -> dict[str, Tensor]:
     lengths = [len(ids) for ids in texts]
     out: Any = model(batch.images, torch.cat(texts), lengths, batch.image_index.tolist())
     logits = side_by_side(out.logits.split(lengths))
-    return {"logits": logits, **traced("vision", out.vision, batch.image_index)}
+    return {"logits": logits, **traced("vision", out.traces["vision"], batch.image_index)}
 
 
 EXPORT = TaskExport(graphs, run, expect)

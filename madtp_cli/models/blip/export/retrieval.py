@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.clip import recall
-from madtp_cli.export.decoder import example_states, states_axes
-from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import (
     Call,
     Graph,
@@ -19,11 +16,14 @@ from madtp_cli.export.graphs import (
     example_images,
     example_text,
     pad_text,
+    recall,
     text_axes,
     traced,
 )
 from madtp_cli.export.padded import PaddedBatch
 from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.models.blip.export.blocks import image_encoder, text_encoder
+from madtp_cli.models.blip.export.decoder import example_states, states_axes
 from madtp_cli.models.blip.retrieval import BlipForRetrieval
 from madtp_cli.models.configs import special_id
 
@@ -37,7 +37,7 @@ class ImageGraph(nn.Module):
 
     def __init__(self, model: BlipForRetrieval, form: Form) -> None:
         super().__init__()
-        self.encoder = ImageEncoder(model, cuts(model, form)["vision"])
+        self.encoder = image_encoder(model, cuts(model, form)["vision"])
         self.projection = model.vision_proj
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -53,7 +53,7 @@ class TextGraph(nn.Module):
 
     def __init__(self, model: BlipForRetrieval, form: Form) -> None:
         super().__init__()
-        self.encoder = TextEncoder(model, model.text_encoder, cuts(model, form)["text"])
+        self.encoder = text_encoder(model, model.text_encoder, cuts(model, form)["text"])
         self.projection = model.text_proj
 
     def forward(self, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, ...]:
@@ -67,7 +67,7 @@ class MatchGraph(nn.Module):
 
     def __init__(self, model: BlipForRetrieval, form: Form) -> None:
         super().__init__()
-        self.encoder = TextEncoder(model, model.text_encoder, cuts(model, form)["text"])
+        self.encoder = text_encoder(model, model.text_encoder, cuts(model, form)["text"])
         self.head = model.itm_head
         self.opens = special_id(model.config.text_config, "enc_token_id")
 
@@ -113,8 +113,8 @@ def expect(model: BlipForRetrieval, batch: Batch) -> dict[str, Tensor]:
         "image_embeds": out.image_embeds[batch.image_index],
         "text_embeds": out.text_embeds,
         "match_logits": out.itm.logits,
-        **traced("vision", out.vision, batch.image_index),
-        **traced("text", out.text),
+        **traced("vision", out.traces["vision"], batch.image_index),
+        **traced("text", out.traces["text"]),
         **traced("match", out.itm.text),
     }
 

@@ -9,15 +9,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from madtp_cli.data.batch import Batch, RetrievalBatch
-from madtp_cli.export.encoders import ImageEncoder, TextEncoder
-from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, example_text, pad_text, text_axes, traced
-from madtp_cli.export.padded import PaddedBatch
+from madtp_cli.data.batch import Batch
+from madtp_cli.export.encoders import ImageEncoder, TextEncoder, embed_patches, embed_words
+from madtp_cli.export.graphs import (
+    Call,
+    Graph,
+    TaskExport,
+    example_images,
+    example_text,
+    pad_text,
+    recall,
+    text_axes,
+    traced,
+)
+from madtp_cli.export.padded import Cut, PaddedBatch, split_heads
 from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.export.towers import Attended, BlockForm, Tower, self_attend
 from madtp_cli.models.clip.model import ClipForRetrieval
+from madtp_cli.models.image_text import TEXT, VISION
 
 IMAGE_OUTPUTS = ("image_embeds", "vision_kept", "vision_positions")
 TEXT_OUTPUTS = ("text_embeds", "text_kept", "text_positions")
+
+
+def _embed_images(embeddings: Any, images: Tensor) -> PaddedBatch:
+    first, places = embeddings.class_embedding.view(1, 1, -1), embeddings.position_embedding.weight
+    return embed_patches(embeddings.patch_embedding, first, places, images)
+
+
+def _embed_text(embeddings: Any, ids: Tensor, lengths: Tensor) -> PaddedBatch:
+    x = embed_words(embeddings.token_embedding, embeddings.position_embedding, ids)
+    return PaddedBatch.of_lengths(x, lengths, ends=True, causal=True)
+
+
+def _attend(block: Any, tokens: PaddedBatch, statistics: bool) -> Attended:
+    attention, x = block.self_attn, block.layer_norm1(tokens.flat)
+    maps = (attention.q_proj, attention.k_proj, attention.v_proj)
+    out, found = self_attend((split_heads(each(x), attention.heads, tokens) for each in maps), tokens, statistics)
+    return tokens.with_flat(tokens.flat + attention.out_proj(out)), found
+
+
+def _finish(block: Any, tokens: PaddedBatch, sides: Sequence[PaddedBatch]) -> PaddedBatch:
+    return tokens.with_flat(tokens.flat + block.mlp(block.layer_norm2(tokens.flat)))
+
+
+BLOCK = BlockForm(_attend, _finish)
+
+
+def _image_encoder(model: ClipForRetrieval, cut: Mapping[int, Cut]) -> ImageEncoder:
+    vision: Any = model.vision_model
+    tower = Tower(model, VISION, list(vision.encoder.layers), cut, BLOCK)
+    return ImageEncoder(vision, tower, _embed_images, vision.pre_layrnorm)
+
+
+def _text_encoder(model: ClipForRetrieval, cut: Mapping[int, Cut]) -> TextEncoder:
+    text: Any = model.text_model
+    tower = Tower(model, TEXT, list(text.encoder.layers), cut, BLOCK)
+    return TextEncoder(text.embeddings, tower, _embed_text, text.final_layer_norm)
 
 
 class ImageGraph(nn.Module):
@@ -25,7 +73,7 @@ class ImageGraph(nn.Module):
 
     def __init__(self, model: ClipForRetrieval, form: Form) -> None:
         super().__init__()
-        self.encoder = ImageEncoder(model, cuts(model, form)["vision"])
+        self.encoder = _image_encoder(model, cuts(model, form)["vision"])
         self.projection = model.visual_projection
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -40,7 +88,7 @@ class TextGraph(nn.Module):
 
     def __init__(self, model: ClipForRetrieval, form: Form) -> None:
         super().__init__()
-        self.encoder = TextEncoder(model, model.text_model, cuts(model, form)["text"])
+        self.encoder = _text_encoder(model, cuts(model, form)["text"])
         self.projection = model.text_projection
 
     def forward(self, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, ...]:
@@ -83,14 +131,7 @@ def expect(model: ClipForRetrieval, batch: Batch) -> dict[str, Tensor]:
     """Embed a batch, whose images are normalised, with the packed model."""
     out: Any = model(batch.images, batch.text, batch.text_lengths, batch.image_index.tolist())
     embeds = {"image_embeds": out.image_embeds[batch.image_index], "text_embeds": out.text_embeds}
-    return embeds | traced("vision", out.vision, batch.image_index) | traced("text", out.text)
+    return embeds | traced("vision", out.traces["vision"], batch.image_index) | traced("text", out.traces["text"])
 
 
-def recall(samples: Sequence[Batch], outputs: Mapping[str, Tensor]) -> float:
-    """Return the share of texts whose own image is the most similar of all, an image that comes twice counting once."""
-    names = [name for sample in samples if isinstance(sample, RetrievalBatch) for name in sample.image_ids]
-    best = (outputs["text_embeds"] @ outputs["image_embeds"].T).argmax(1).tolist()
-    return sum(names[image] == name for image, name in zip(best, names, strict=True)) / len(names)
-
-
-EXPORT = TaskExport(graphs, run, expect, ("image recall@1", recall))
+EXPORTS: Mapping[str, TaskExport] = {"retrieval": TaskExport(graphs, run, expect, ("image recall@1", recall))}

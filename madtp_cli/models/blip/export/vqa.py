@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.decoder import decoder_graph, follow, openings, side_by_side
-from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import Call, Graph, TaskExport, example_images, example_text, pad_text, text_axes, traced
 from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.models.blip.export.blocks import image_encoder, text_encoder
+from madtp_cli.models.blip.export.decoder import decoder_graph, follow, openings, side_by_side
 from madtp_cli.models.blip.vqa import BlipForVqa
 
 OUTPUTS = (
@@ -30,8 +30,8 @@ class VqaGraph(nn.Module):
     def __init__(self, model: BlipForVqa, form: Form) -> None:
         super().__init__()
         planned = cuts(model, form)
-        self.image = ImageEncoder(model, planned["vision"])
-        self.text = TextEncoder(model, model.text_encoder, planned["text"])
+        self.image = image_encoder(model, planned["vision"])
+        self.text = text_encoder(model, model.text_encoder, planned["text"])
 
     def forward(self, images: Tensor, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, ...]:
         """Return states [B, n, C] of questions [B, L] over images [B, 3, H, W], and what both towers kept."""
@@ -76,7 +76,11 @@ def expect(model: BlipForVqa, batch: Batch) -> dict[str, Tensor]:
         answer_index=range(len(answers)),
     )
     logits = side_by_side(out.logits.split([length - 1 for length in lengths]))
-    return {"logits": logits, **traced("vision", out.vision, batch.image_index), **traced("text", out.text)}
+    return {
+        "logits": logits,
+        **traced("vision", out.traces["vision"], batch.image_index),
+        **traced("text", out.traces["text"]),
+    }
 
 
 EXPORT = TaskExport(graphs, run, expect)

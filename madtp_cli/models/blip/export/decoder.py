@@ -1,6 +1,6 @@
 """BLIP's text decoder as a graph, `decoder`, which caption and vqa share: what follows each word, over what was seen.
 
-It is told the whole text again for every further word: unlike models/generation.py, it has no memory.
+It is told the whole text again for every further word: unlike generation.py, it has no memory.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from madtp_cli.export.graphs import Axis, Call, Graph
 from madtp_cli.export.padded import PaddedBatch
 from madtp_cli.export.schedule import Form, cuts
 from madtp_cli.export.towers import Tower
+from madtp_cli.models.blip.export.blocks import TEXT_BLOCK
 
 COMPARED = 6  # ids of a text on which decoders are compared: their logits are as wide as the vocabulary
 WRITTEN = 20  # ids in a graph of fixed shapes, at least: as many as BLIP's captions may have
@@ -30,7 +31,7 @@ class DecoderGraph(nn.Module):
         super().__init__()
         decoder = model.text_decoder
         self.embeddings = decoder.bert.embeddings
-        self.tower = Tower(model, "decoder", list(decoder.bert.encoder.layer), {})
+        self.tower = Tower(model, "decoder", list(decoder.bert.encoder.layer), {}, TEXT_BLOCK)
         self.head = decoder.cls.predictions
 
     def forward(self, states: Tensor, states_lengths: Tensor, ids: Tensor) -> tuple[Tensor]:

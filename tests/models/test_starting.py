@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from madtp_cli.errors import SourceError
-from madtp_cli.models.blip.tasks import HEADS, STARTS, start
-from madtp_cli.models.layouts import PRETRAINED, TIED, to_hf
+from madtp_cli.models.blip.layouts import TIED
+from madtp_cli.models.blip.starting import HEADS, STARTS
+from madtp_cli.models.layouts import PRETRAINED, to_hf
+from madtp_cli.models.starting import start
 from tests.models.released_states import released
 
 
@@ -20,7 +22,7 @@ def _state(kind: str) -> dict[str, Tensor]:
 def test_what_starts_is_a_whole_model(own: str, task: str) -> None:
     """With the fresh keys, the keys are those of a real checkpoint for the task; what goes along is untouched."""
     state = _state(own)
-    result = start(state, "blip", own, task, 1, "x")
+    result = start(state, "blip", own, task, {"merge_from": 1}, "x")
     assert result.task == task
     whole = {*result.state, *result.fresh} | ({"temp"} if task == "retrieval" else set())
     assert whole == set(_state(task))
@@ -39,13 +41,13 @@ def test_the_same_task_changes_nothing(kind: str) -> None:
     """Asked for or not."""
     state = _state(kind)
     for task in (None, kind):
-        result = start(state, "blip", kind, task, 6, "x")
+        result = start(state, "blip", kind, task, {"merge_from": 6}, "x")
         assert (result.state, result.fresh, result.notes, result.started_from) == (state, (), (), None)
 
 
 def test_what_is_left_out_is_noted() -> None:
     """Captions from pretrained BLIP need no text encoder and no heads."""
-    result = start(_state(PRETRAINED), "blip", PRETRAINED, "caption", 6, "x")
+    result = start(_state(PRETRAINED), "blip", PRETRAINED, "caption", {"merge_from": 6}, "x")
     assert result.notes == (
         "caption started from pretrained; left out: itm_head, temp, text_encoder, text_proj, vision_proj",
     )
@@ -79,7 +81,7 @@ def test_what_is_left_out_is_noted() -> None:
 def test_what_cannot_start_is_refused(family: str, own: str, task: str | None, message: str) -> None:
     """The message says what can."""
     with pytest.raises(SourceError) as caught:
-        start({"x": torch.zeros(1)}, family, own, task, 6, "x.pth")
+        start({"x": torch.zeros(1)}, family, own, task, {"merge_from": 6}, "x.pth")
     assert str(caught.value).startswith(f"x.pth: {message}")
 
 
@@ -87,11 +89,11 @@ def test_what_was_learned_for_another_task_does_not_start_one() -> None:
     """Alignment tokens belong to their task."""
     state = to_hf(released("retrieval"))[0]
     with pytest.raises(SourceError, match=r"^x: holds alignment tokens that were learned for retrieval; start nlvr2"):
-        start(state, "blip", "retrieval", "nlvr2", 6, "x")
+        start(state, "blip", "retrieval", "nlvr2", {"merge_from": 6}, "x")
 
 
 def test_a_missing_part_is_named() -> None:
     """A text encoder alone writes no captions."""
     state = {key: value for key, value in _state("retrieval").items() if key.startswith(("vision_model", "text_enc"))}
     with pytest.raises(SourceError, match=r"^x: has no text_decoder, and caption cannot start without$"):
-        start(state, "blip", PRETRAINED, "caption", 6, "x")
+        start(state, "blip", PRETRAINED, "caption", {"merge_from": 6}, "x")

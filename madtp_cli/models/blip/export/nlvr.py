@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from madtp_cli.data.batch import Batch, PairBatch
-from madtp_cli.export.encoders import ImageEncoder, TextEncoder
 from madtp_cli.export.graphs import (
     Call,
     Graph,
@@ -20,6 +19,7 @@ from madtp_cli.export.graphs import (
     traced,
 )
 from madtp_cli.export.schedule import Form, cuts
+from madtp_cli.models.blip.export.blocks import image_encoder, text_encoder
 from madtp_cli.models.blip.nlvr import BlipForNlvr
 
 OUTPUTS = ("logits", "vision_kept", "text_kept", "vision_positions", "text_positions")
@@ -31,8 +31,8 @@ class NlvrGraph(nn.Module):
     def __init__(self, model: BlipForNlvr, form: Form) -> None:
         super().__init__()
         planned = cuts(model, form)
-        self.image = ImageEncoder(model, planned["vision"])
-        self.text = TextEncoder(model, model.text_encoder, planned["text"])
+        self.image = image_encoder(model, planned["vision"])
+        self.text = text_encoder(model, model.text_encoder, planned["text"])
         self.head = model.cls_head
 
     def forward(self, images: Tensor, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, ...]:
@@ -72,8 +72,8 @@ def run(call: Call, batch: Batch, form: Form) -> dict[str, Tensor]:
 def expect(model: BlipForNlvr, batch: Batch) -> dict[str, Tensor]:
     """Judge a batch, whose images are normalised, with the packed model."""
     out = model(batch.images, batch.text, batch.text_lengths, batch.image_index.tolist())
-    seen = traced("vision", out.vision, batch.image_index)
-    return {"logits": out.logits, **seen, **traced("text", out.text)}
+    seen = traced("vision", out.traces["vision"], batch.image_index)
+    return {"logits": out.logits, **seen, **traced("text", out.traces["text"])}
 
 
 def accuracy(samples: Sequence[Batch], outputs: Mapping[str, Tensor]) -> float:

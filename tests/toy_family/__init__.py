@@ -1,0 +1,1 @@
+"""A family of models and a site that madtp does not know: what it takes to add them."""
