@@ -59,9 +59,14 @@ class TextEncoder(nn.Module):
         return replace(found, tokens=found.tokens.with_flat(self.last_norm(found.tokens.flat)))
 
 
-def embed_patches(convolution: Any, first: Tensor, places: Tensor, images: Tensor) -> PaddedBatch:
-    """Embed normalised images [I, 3, H, W] float32: the class token `first` [1, 1, C], then the patches."""
-    patches = convolution(images.to(convolution.weight.dtype)).flatten(2).transpose(1, 2)  # [I, N, C]
+def cut_patches(convolution: Any, images: Tensor) -> Tensor:
+    """Cut normalised images [I, 3, H, W] float32 into embedded patches: [I, N, C]."""
+    found: Tensor = convolution(images.to(convolution.weight.dtype)).flatten(2).transpose(1, 2)
+    return found
+
+
+def place_patches(patches: Tensor, first: Tensor, places: Tensor) -> PaddedBatch:
+    """Put the class token `first` [1, 1, C] before patches [I, N, C], and add their places."""
     return PaddedBatch.of(torch.cat([first.expand(patches.shape[0], -1, -1), patches], 1) + places)
 
 

@@ -77,6 +77,8 @@ class PrunedModel(nn.Module):
     family: ClassVar[str]
     task: ClassVar[str]
     images_per_text: ClassVar[int] = 1
+    image_prefix: ClassVar[int] = 1
+    """Tokens before an image's patches: a class token, or none."""
     takes: ClassVar[type[Inputs]] = Inputs
     """The record of what `run` reads."""
     tied: ClassVar[Mapping[str, str]] = {}

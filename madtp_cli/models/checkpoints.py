@@ -176,7 +176,7 @@ def _open_folder(folder: Path, source: str, overrides: Mapping[str, Any], task: 
     else:
         config = adjust(config, family, overrides, source if overrides else str(path))
     begun = start(state, family, own, task, config.text_config.to_dict(), source)
-    kept, resized = _at_size(begun.state, config, overrides)
+    kept, resized = _at_size(begun.state, config, overrides, model_class(family, begun.task).image_prefix)
     return Checkpoint(
         folder=folder,
         config=config,
@@ -205,7 +205,7 @@ def _open_file(path: Path, source: str, overrides: Mapping[str, Any], task: str 
     begun = start(tensors, found.family, found.task, task, overrides, source)
     config = read_config(begun.state, found, begun.task, overrides, source)
     spec = _released_spec(begun.state, found.family, begun.task, config, weights.temperature, source)
-    kept, resized = _at_size(begun.state, config, overrides)
+    kept, resized = _at_size(begun.state, config, overrides, model_class(found.family, begun.task).image_prefix)
     return Checkpoint(
         folder=None,
         config=config,
@@ -275,18 +275,18 @@ def _at_temperature(opened: Checkpoint, temperature: Any) -> Checkpoint:
 
 
 def _at_size(
-    state: Mapping[str, Tensor], config: Any, overrides: Mapping[str, Any]
+    state: Mapping[str, Tensor], config: Any, overrides: Mapping[str, Any], prefix: int
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """Interpolate positions if another image size was asked for; what does not fit otherwise is refused by `fill`."""
     positions = state.get(layouts.position_key(state))
     if "image_size" not in overrides or positions is None:
         return state, ()
     vision = config.vision_config
-    old, new = isqrt(positions.shape[-2] - 1), vision.image_size // vision.patch_size
-    if old == new or old * old != positions.shape[-2] - 1:
+    old, new = isqrt(positions.shape[-2] - prefix), vision.image_size // vision.patch_size
+    if old == new or old * old != positions.shape[-2] - prefix:
         return state, ()
     note = f"image positions interpolated from {old}x{old} to {new}x{new} patches ({vision.image_size} pixels)"
-    return layouts.resize_positions(state, new), (note,)
+    return layouts.resize_positions(state, new, prefix), (note,)
 
 
 def _left_out(extras: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -77,19 +77,19 @@ class ShapeReader:
         numbers = {key.removeprefix(prefix).partition(".")[0] for key in self.state if key.startswith(prefix)}
         return next(n for n in range(_MOST_LAYERS) if str(n) not in numbers)
 
-    def vision(self, *, positions_dims: int) -> Sections:
-        """Read the image tower, alike in all families."""
+    def vision(self, *, positions_dims: int, prefix: int = 1) -> Sections:
+        """Read the image tower, alike in all families but for the tokens before the patches, `prefix` of them."""
         width, _, patch, _ = self.of("vision_model.embeddings.patch_embedding.weight", dims=4)
         positions = self.of(position_key(self.state), dims=positions_dims)[-2]
-        side = round((positions - 1) ** 0.5)
-        if side * side != positions - 1:
+        side = round((positions - prefix) ** 0.5)
+        if side * side != positions - prefix:
             raise SourceError(
-                f"{self.where}: {position_key(self.state)} has {positions} positions, expected a class token and a "
-                "square of patches"
+                f"{self.where}: {position_key(self.state)} has {positions} positions, expected "
+                f"{'a class token and ' if prefix else ''}a square of patches"
             )
-        prefix = "vision_model.encoder.layers."
-        mlp = self.of(f"{prefix}0.mlp.fc1.weight", dims=2)[0]
-        return tower(self.layers(prefix), width, mlp, 0) | {"patch_size": patch, "image_size": patch * side}
+        stack = "vision_model.encoder.layers."
+        mlp = self.of(f"{stack}0.mlp.fc1.weight", dims=2)[0]
+        return tower(self.layers(stack), width, mlp, 0) | {"patch_size": patch, "image_size": patch * side}
 
 
 def tower(layers: int, width: int, mlp: int, heads: int) -> Sections:

@@ -24,8 +24,6 @@ class ImageTextModel(PrunedModel):
     in `_text_macs`.
     """
 
-    image_prefix: ClassVar[int] = 1
-    """Tokens before the patches: a class token, or none."""
     text_prunes: ClassVar[bool] = True
     text_protected: ClassVar[int] = 1
     """Tokens of a text that no method may drop."""

@@ -152,19 +152,19 @@ def position_key(state: State) -> str:
     return key if key in state else f"{key}.weight"
 
 
-def resize_positions(state: State, patches: int) -> dict[str, Tensor]:
+def resize_positions(state: State, patches: int, prefix: int = 1) -> dict[str, Tensor]:
     """Interpolate the vision tower's positions to `patches` x `patches`, bicubically as BLIP does.
 
-    The class token keeps its own.
+    The tokens before the patches, `prefix` of them, keep their own.
     """
     key = position_key(state)
     old = state[key]
-    table = old.view(-1, old.shape[-1])  # [1 + n * n, C]
-    side = int((len(table) - 1) ** 0.5)
-    grid = table[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, C, n, n]
+    table = old.view(-1, old.shape[-1])  # [prefix + n * n, C]
+    side = int((len(table) - prefix) ** 0.5)
+    grid = table[prefix:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, C, n, n]
     grid = interpolate(grid, size=(patches, patches), mode="bicubic", align_corners=False)
     positions = grid[0].flatten(1).T.to(old.dtype)  # [patches * patches, C]
-    return {**state, key: torch.cat([table[:1], positions]).view(*old.shape[:-2], -1, old.shape[-1])}
+    return {**state, key: torch.cat([table[:prefix], positions]).view(*old.shape[:-2], -1, old.shape[-1])}
 
 
 def _rename(key: str, table: Mapping[str, str]) -> str:

@@ -17,9 +17,11 @@ from madtp_cli.attention import (
     attend_with_statistics,
     padded,
     probabilities,
+    received,
     statistics,
 )
 from madtp_cli.tokens import Spans
+from tests.attention import definition
 
 HEADS, WIDTH = 3, 4
 BACKENDS = pytest.mark.parametrize("backend", ["auto", "segments", "padded"], indirect=True)
@@ -276,3 +278,27 @@ def test_a_backend_is_one_of_those_there_are() -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert attention.backend_in_force() == "auto"
+
+
+# Towers without a class token ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["segments", "padded", "log-sum-exp"])
+@SPANS
+@CAUSAL
+def test_without_a_summary_token_every_query_counts(spans: Spans, way: str, causal: bool) -> None:
+    """The definition: over all queries, the sum of the largest probability over heads; there is no class row."""
+    q, k, v = _tensors(spans.total, spans.total, spans.total)
+    expected = []
+    for start, length in zip(spans.starts, spans.lengths, strict=True):
+        own = slice(start, start + length)
+        p = torch.stack([_probability(q[own, h], k[own, h], causal) for h in range(HEADS)])
+        expected.append(p.amax(0).sum(0))
+    if way == "log-sum-exp":
+        out, norms = definition.attention(q, k, v, spans, spans, causal)
+        found = received.statistics(q, k, out, norms.float(), spans, causal=causal, summary="none")
+    else:
+        with attention.backend(way):  # type: ignore[arg-type]
+            _, found = attend_with_statistics(q, k, v, spans, causal=causal, summary="none")
+    assert found.class_row is None
+    torch.testing.assert_close(found.received, torch.cat(expected).float(), atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from madtp_cli.data.batch import Batch
-from madtp_cli.export.encoders import ImageEncoder, TextEncoder, embed_patches, embed_words
+from madtp_cli.export.encoders import ImageEncoder, TextEncoder, cut_patches, embed_words, place_patches
 from madtp_cli.export.graphs import (
     Call,
     Graph,
@@ -33,8 +33,8 @@ TEXT_OUTPUTS = ("text_embeds", "text_kept", "text_positions")
 
 
 def _embed_images(embeddings: Any, images: Tensor) -> PaddedBatch:
-    first, places = embeddings.class_embedding.view(1, 1, -1), embeddings.position_embedding.weight
-    return embed_patches(embeddings.patch_embedding, first, places, images)
+    patches = cut_patches(embeddings.patch_embedding, images)
+    return place_patches(patches, embeddings.class_embedding.view(1, 1, -1), embeddings.position_embedding.weight)
 
 
 def _embed_text(embeddings: Any, ids: Tensor, lengths: Tensor) -> PaddedBatch:

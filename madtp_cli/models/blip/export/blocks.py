@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from madtp_cli.export.encoders import ImageEncoder, TextEncoder, embed_patches, embed_words
+from madtp_cli.export.encoders import ImageEncoder, TextEncoder, cut_patches, embed_words, place_patches
 from madtp_cli.export.padded import Cut, PaddedBatch, attend, join_heads, split_heads
 from madtp_cli.export.towers import Attended, BlockForm, Tower, self_attend
 from madtp_cli.models.base import PrunedModel
@@ -37,7 +37,8 @@ def text_encoder(
 
 
 def _embed_images(embeddings: Any, images: Tensor) -> PaddedBatch:
-    return embed_patches(embeddings.patch_embedding, embeddings.class_embedding, embeddings.position_embedding, images)
+    patches = cut_patches(embeddings.patch_embedding, images)
+    return place_patches(patches, embeddings.class_embedding, embeddings.position_embedding)
 
 
 def _embed_text(embeddings: Any, ids: Tensor, lengths: Tensor, *, causal: bool) -> PaddedBatch:
