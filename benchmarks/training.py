@@ -153,7 +153,7 @@ def steps(subject: Subject, strength: float, precision: str, folder: Path) -> di
     plan = student.plan
     assert plan is not None
     taught: dict[str, Any] = {
-        "guided_layers": plan.layers["vision"],
+        "guided": {"vision": plan.layers["vision"]},
         "guidance_scale": getattr(plan.pruner, "scale", 1.0),
     }
     untaught = LossWeights(alignment=0.0)

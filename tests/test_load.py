@@ -45,7 +45,7 @@ def test_the_model_and_its_processor_give_the_logits_of_the_engine(name: str, re
         )
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
     pairs = DATA.batch(0, len(DATA)).image_index.tolist()
-    for found, wanted in zip(output.traces["vision"], expected.vision, strict=True):
+    for found, wanted in zip(output.traces["vision"], expected.traces["vision"], strict=True):
         assert list(found.leaving) == [wanted.leaving[image] for pair in pairs for image in pair]
     assert [layer.leaving for layer in output.traces["text"]] == [layer.leaving for layer in expected.traces["text"]]
 

@@ -48,16 +48,16 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Result | BaseException]
 
         packages: dict[str, ModuleType] = {}
         names: dict[str, dict[str, Any]] = {
-            "engine.attention": {"use_attention": use_attention},
+            "engine.building.attention": {"use_attention": use_attention},
             "engine.run": {"prune": work, "finetune": work},
-            "engine.evaluate_checkpoint": {"evaluate_checkpoint": work},
+            "engine.evaluate": {"evaluate_checkpoint": work},
             "engine.profile": {"profile_checkpoint": work},
             "report.terminal": {"show": show},
         }
         for name, content in names.items():
             fake = ModuleType(f"madtp_cli.{name}")
             fake.__dict__.update(content)
-            package, _, module = name.partition(".")
+            package, _, module = name.rpartition(".")
             parent = packages.setdefault(package, ModuleType(f"madtp_cli.{package}"))
             parent.__dict__[module] = fake
             monkeypatch.setitem(sys.modules, f"madtp_cli.{package}", parent)

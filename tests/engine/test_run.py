@@ -82,7 +82,7 @@ def test_the_loop_gets_what_the_recipe_says(dense: Path, tmp_path: Path, monkeyp
     assert job.controller is not None
     assert (job.controller.goal, job.controller.ramp) == (0.3, 0.6)
     assert job.step.weights.alignment == 0.7
-    assert job.step.guided_layers == {1, 2}
+    assert job.step.guided == {"vision": {1, 2}}
     assert job.step.guidance_scale == 16**-0.5  # logits over the root of alignment.dim decide, so they are taught
     assert isinstance(job.step.teacher, Teacher)
     assert same({**job.step.teacher.model.state_dict()}, weights(dense))
@@ -107,7 +107,7 @@ def test_without_a_teacher_or_guidance_there_is_less_to_learn(
     alone = caught_job(monkeypatch, tiny(tmp_path, PRUNE, "training.teacher=false", checkpoint=dense))
     assert alone.step.teacher is None
     random = caught_job(monkeypatch, tiny(tmp_path, PRUNE, "pruning.method=random", checkpoint=dense))
-    assert random.step.guided_layers == frozenset()
+    assert random.step.guided == {}
     scratch = caught_job(monkeypatch, tiny(tmp_path, DENSE), "finetune")
     assert scratch.step.teacher is None
     assert scratch.controller is None

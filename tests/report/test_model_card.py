@@ -88,7 +88,9 @@ def test_the_header_is_what_model_hubs_read() -> None:
 
 def test_what_is_on_the_hub_is_named_as_the_hub_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A base model and data by their ids, the revision apart; what lies here is no id."""
-    found = header(card(base="openai/clip@v1", family="clip", task="retrieval", data="custom", source="me/pairs"))
+    found = header(
+        card(base="openai/clip@v1", pipeline="zero-shot-image-classification", data="custom", source="me/pairs")
+    )
     assert found["base_model"] == "openai/clip"
     assert found["base_model_relation"] == "finetune"
     assert found["datasets"] == ["me/pairs"]

@@ -17,7 +17,7 @@ from madtp_cli.report.overlay import kept_figure, panel, titled
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
 LAYERS = (KeptTokens(1, (0, 1, 2, 3, 6), 1), KeptTokens(2, (0, 3, 6), 1))
 PATCHES = SiteView(17, LAYERS)  # four patches a side
-WORDS = SiteView(5, (KeptTokens(0, (0, 2, 4), 0),))
+WORDS = SiteView(5, (KeptTokens(0, (0, 2, 4), 0),), "text")
 SAMPLE = Sample(
     id="costs $5 and $6",
     images=(IMAGE, IMAGE),

@@ -70,7 +70,7 @@ def dense(model: Any, lengths: Sequence[int]) -> Measured:
     return Measured(
         macs=means(model.dense_macs(lengths)),
         tokens={**tokens, MATCHING: [_mean(lengths)] * (model.itm_layers + 1)} if matches else tokens,
-        read=lengths,
+        read=lengths if hasattr(model, "decoder_macs") else (),
         matching=means(model.dense_itm_macs(lengths)) if matches else {},
     )
 

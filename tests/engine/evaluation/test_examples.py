@@ -97,7 +97,7 @@ def test_ones_own_images_and_text_are_shown_like_a_data_sets(kind: tuple[str, st
     model, task, data = make_model(*kind, spec=PRUNED), task_of(kind), DATA[kind[1]]
     prepare, given = processor(*kind), data.batch(5, 1)
     (known,) = show_samples(model, task, [given], prepare)
-    words = " ".join(VOCABULARY[token] for token in given.traces["text"].tolist()[1:-1])
+    words = " ".join(VOCABULARY[token] for token in given.text.tolist()[1:-1])
     images = [Image.fromarray(image) for image in known.images]
     (own,) = show_samples(model, task, [own_sample(prepare, images, words, "mine")], prepare, labelled=False)
     assert (own.id, own.reference) == ("mine", None)

@@ -19,6 +19,8 @@ from tests.engine.tasks.tiny_shapes import CPU, PRUNED, make_model
 class Cardboard:
     """A model whose samples cost what the output says: two modules, a dense cost of 10 for each token of text."""
 
+    sites = (SimpleNamespace(name="vision"), SimpleNamespace(name="text"))
+
     def macs(self, output: Any) -> dict[str, torch.Tensor]:
         return {"vision": torch.tensor(output.vision_macs), "text": torch.tensor(output.text_macs)}
 
@@ -31,13 +33,13 @@ def output(vision_macs: list[int], text_macs: list[int], lengths: list[int], **l
     traces = {
         tower: tuple(
             SimpleNamespace(
-                tower=tower, layer=row, leaving=kept, spans=SimpleNamespace(lengths=[tokens + 1 for tokens in kept])
+                site=tower, layer=row, leaving=kept, spans=SimpleNamespace(lengths=[tokens + 1 for tokens in kept])
             )
             for row, kept in enumerate(layers)
         )
         for tower, layers in {"vision": [], "text": [], **leaving}.items()
     }
-    return SimpleNamespace(vision_macs=vision_macs, text_macs=text_macs, text_lengths=lengths, **traces)
+    return SimpleNamespace(vision_macs=vision_macs, text_macs=text_macs, text_lengths=lengths, traces=traces)
 
 
 def test_batches_add_up() -> None:

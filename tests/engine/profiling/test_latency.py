@@ -19,7 +19,7 @@ from madtp_cli.engine.profiling import latency
 from madtp_cli.engine.profiling.costs import analytic_costs, at_strength
 from madtp_cli.engine.profiling.latency import Timed
 from madtp_cli.engine.tasks.base import Normalisation
-from madtp_cli.models.base import Output, initialise
+from madtp_cli.models.base import Inputs, Output, initialise
 from madtp_cli.models.blip.configs import small_config
 from madtp_cli.models.blip.nlvr import BlipForNlvr
 from madtp_cli.models.spec import PruningSpec
@@ -149,9 +149,9 @@ def test_calls_go_through_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, torch.dtype]] = []
 
     class Spy(BlipForNlvr):
-        def forward(self, images: torch.Tensor, text: torch.Tensor, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+        def run(self, inputs: Inputs) -> Any:
             linear = torch.nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1))
-            seen.append((int(text.sum()), linear.dtype))
+            seen.append((int(inputs.text.sum()), linear.dtype))
             assert torch.is_inference_mode_enabled()
             return None
 

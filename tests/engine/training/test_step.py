@@ -105,9 +105,9 @@ def test_aligned_features_are_computed_only_to_be_taught(
     asked: list[bool] = []
     forward = Nlvr2.forward
 
-    def watched(self: Nlvr2, *arguments: Any, **options: Any) -> Any:
-        asked.append(options.get("learn", False))
-        return forward(self, *arguments, **options)
+    def watched(self: Nlvr2, model: Any, batch: Any, device: Any, how: Asked) -> Any:
+        asked.append(how.learn)
+        return forward(self, model, batch, device, how)
 
     monkeypatch.setattr(Nlvr2, "forward", watched)
     losses = taught(0.5, replace(WEIGHTS, alignment=weight))(batch).losses
