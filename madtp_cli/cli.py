@@ -30,7 +30,6 @@ EXIT_CODES = (
 _SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,
     "rich_markup_mode": None,
-    "add_completion": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 
@@ -111,7 +110,7 @@ app.command()(guarded(profile))
 app.command()(guarded(export))
 app.command()(guarded(schema))
 
-recipes_app = typer.Typer(help="List, show, copy and check recipes.", **_SETTINGS)
+recipes_app = typer.Typer(help="List, show, copy and check recipes.", add_completion=False, **_SETTINGS)
 recipes_app.command()(guarded(recipes.ls))
 recipes_app.command()(guarded(recipes.show))
 recipes_app.command()(guarded(recipes.cp))

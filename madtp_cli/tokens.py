@@ -312,7 +312,7 @@ class Tokens:
 class Selection:
     """Where each token goes: `into[j] = j` stays, `into[j] = i` is folded into slot i, -1 is dropped.
 
-    into [T] int64, weight [T]: a surviving slot i becomes the sum of weight[j] * x[j] over into[j] = i. Slot i must
+    into [T] int64, weight [T]: a kept slot i becomes the sum of weight[j] * x[j] over into[j] = i. Slot i must
     itself stay: to check it would make the host wait for the device, so that a breach goes unnoticed.
     """
 
@@ -321,9 +321,9 @@ class Selection:
 
 
 def compact(tokens: Tokens, selection: Selection) -> Tokens:
-    """Carry out a selection: x'[i] = sum of weight[j] * x[j] over into[j] = i, for every surviving slot, in order.
+    """Carry out a selection: x'[i] = sum of weight[j] * x[j] over into[j] = i, for every kept slot, in order.
 
-    Protected tokens survive unchanged whatever the method asked for; what it folds into one of them is dropped.
+    Protected tokens stay unchanged whatever the method asked for; what it folds into one of them is dropped.
     """
     here = tokens.spans.here(tokens.x.device)
     into = torch.where(tokens.protected, here, selection.into)

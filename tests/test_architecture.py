@@ -37,7 +37,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
 )
 UNITS = {
-    **dict.fromkeys(("recipe_sections", "recipe_types", "recipe_usage", "recipe_faults", "recipe_yaml"), "recipe"),
+    **dict.fromkeys(
+        ("recipe_sections", "recipe_types", "recipe_usage", "recipe_faults", "recipe_yaml", "recipe_listing"), "recipe"
+    ),
     "results_export": "results",
 }
 LIGHT = {"cli", "commands", "recipe", "results", "budget", "families", "errors", "__main__", "__init__"}

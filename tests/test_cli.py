@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import madtp_cli
@@ -20,6 +22,8 @@ from madtp_cli.cli import app, guarded
 from madtp_cli.recipe import load_recipe, shipped_recipes
 
 COMMANDS = ("prune", "finetune", "evaluate", "profile", "export", "schema", "recipes")
+# What takes long to import, and what only computing needs.
+HEAVY = ("torch", "transformers", "numpy", "accelerate", "datasets", "safetensors", "PIL", "fvcore")
 NAMES = ", ".join(path.stem for path in shipped_recipes())
 
 
@@ -27,14 +31,14 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a new interpreter that finds the package under test."""
     home = str(Path(madtp_cli.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": home},
+        env={**os.environ, "PYTHONPATH": home, **environment},
         check=False,
     )
 
@@ -45,6 +49,65 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_version() -> None:
     result = run("--version")
     assert (result.exit_code, result.stdout) == (0, f"madtp {madtp_cli.__version__}\n")
+
+
+def pages() -> list[list[str]]:
+    """List the arguments that lead to every command and group, the root first."""
+    root: Any = get_command(app)
+    inner = [[name, own] for name, command in root.commands.items() for own in getattr(command, "commands", ())]
+    return [[], *([name] for name in root.commands), *inner]
+
+
+@pytest.mark.parametrize("page", pages(), ids=" ".join)
+def test_no_help_line_is_cut_at_80_columns(page: list[str]) -> None:
+    """Only `[ARGS]...`, which says that there may be several, has three dots."""
+    result = CliRunner().invoke(app, [*page, "--help"], terminal_width=80)
+    assert result.exit_code == 0
+    for line in result.stdout.splitlines():
+        assert len(line) <= 80
+        assert "\u2026" not in line
+        assert "..." not in re.sub(r"\[[A-Z]+\]\.\.\.", "", line), line
+
+
+def test_completion_is_offered_once() -> None:
+    """By the root alone."""
+    shown = run("--help").stdout
+    assert "--install-completion" in shown
+    assert "--show-completion" in shown
+    assert "completion" not in run("recipes", "--help").stdout
+
+
+def completing(**environment: str) -> subprocess.CompletedProcess[str]:
+    """Run madtp as a shell does that completes a line, and fail if anything heavy was imported for it."""
+    code = (
+        "import sys\nfrom madtp_cli.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\nassert not heavy, heavy"
+    )
+    return python(code, **environment)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("madtp pro", ["profile"]),
+        ("madtp prune --recipe blip_ret", ["blip_retrieval_coco", "blip_retrieval_flickr30k"]),
+        ("madtp recipes show quick", ["quickstart"]),
+        ("madtp recipes va", ["validate"]),
+    ],
+)
+def test_a_shell_completes_without_torch(typed: str, offered: list[str]) -> None:
+    """Commands and shipped recipes, as bash asks for them: nobody waits seconds for a key."""
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_MADTP_COMPLETE": "complete_bash"}
+    done = completing(**words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell_is_made_without_torch(shell: str) -> None:
+    done = completing(_MADTP_COMPLETE=f"source_{shell}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_MADTP_COMPLETE" in done.stdout
 
 
 def test_help_names_every_command_and_exit_code() -> None:
@@ -298,8 +361,6 @@ def test_a_closed_pipe_is_no_internal_error() -> None:
 
 
 # Imports -----------------------------------------------------------------------------------------------------
-
-HEAVY = ("torch", "transformers", "numpy", "accelerate", "datasets", "safetensors", "PIL", "fvcore")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from madtp_cli.errors import UsageError
+from madtp_cli.recipe import shipped_recipes
 from madtp_cli.recipe_yaml import Override
 
 
@@ -18,13 +19,19 @@ def _device(value: str) -> str:
     return value
 
 
-RecipeFile = Annotated[
-    str, typer.Option("--recipe", metavar="FILE", help="Recipe: a YAML file, or the name of a shipped one.")
-]
-RecipeChoice = Annotated[
-    str | None,
-    typer.Option("--recipe", metavar="FILE", help="Recipe: a YAML file, or the name of a shipped one."),
-]
+def recipe_names(incomplete: str) -> list[str]:
+    """Complete the name of a shipped recipe, for the shell, which adds files by itself."""
+    return [path.stem for path in shipped_recipes() if path.stem.startswith(incomplete)]
+
+
+_recipe = typer.Option(
+    "--recipe",
+    metavar="FILE",
+    help="Recipe: a YAML file, or the name of a shipped one.",
+    autocompletion=recipe_names,
+)
+RecipeFile = Annotated[str, _recipe]
+RecipeChoice = Annotated[str | None, _recipe]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as in training.steps=100; may be repeated."),

@@ -37,7 +37,7 @@ Baseline = Annotated[
 ]
 By = Annotated[
     Literal["module", "layer", "sample"] | None,
-    typer.Option(help="Show the cost of modules (the default), of layers, or of samples, the dearest first."),
+    typer.Option(help="Show the cost of modules (the default), of layers, or of samples, the most expensive first."),
 ]
 Depth = Annotated[
     int | None,
@@ -82,7 +82,7 @@ Csv = Annotated[
 ]
 Visualize = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Write pictures of which patches and words survive pruning."),
+    typer.Option(metavar="DIR", help="Write pictures of which patches and words are kept."),
 ]
 Images = Annotated[
     list[Path] | None,
@@ -123,7 +123,7 @@ def profile(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Count what a model costs: multiply-adds, tokens, latency, memory.
+    """Count what a model costs: multiply-adds, tokens, time, memory.
 
     gmacs are 1e9 multiply-adds of one sample. What a counter could not count is listed. With --random-init and
     --no-latency neither weights nor data are needed: costs of a dense model are arithmetic. See docs/profile.md.

@@ -3,29 +3,70 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from madtp_cli.commands import options
-from madtp_cli.commands.options import recipe_changes
+from madtp_cli.commands.options import recipe_changes, recipe_names
+from madtp_cli.commands.output import open_console
 from madtp_cli.errors import RecipeError, UsageError
 from madtp_cli.recipe import load_recipe, read_recipe, recipe_schema, resolve_recipe, shipped_recipes
+from madtp_cli.recipe_listing import GROUPS, Listed, listed, summary
 from madtp_cli.results import RecipeEntry, RecipeListResult, RecipeResult
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a shipped recipe, or a file.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a shipped recipe, or a file.", autocompletion=recipe_names)
+]
 
 
 def ls(json_output: options.Json = False, debug: options.Debug = False) -> None:
-    """List the recipes that come with madtp."""
-    entries = tuple(RecipeEntry(name=path.stem, path=str(path), summary=_summary(path)) for path in shipped_recipes())
+    """List the recipes that come with madtp, and what each takes to run."""
+    paths = shipped_recipes()
     if json_output:
-        typer.echo(RecipeListResult(command="recipes ls", recipes=entries).to_json())
+        entries = [RecipeEntry(name=path.stem, path=str(path), summary=summary(read_recipe(path))) for path in paths]
+        typer.echo(RecipeListResult(command="recipes ls", recipes=tuple(entries)).to_json())
         return
-    width = max((len(entry.name) for entry in entries), default=0)
-    for entry in entries:
-        typer.echo(f"{entry.name:<{width}}  {entry.summary}")
+    found = sorted(map(listed, paths), key=lambda each: GROUPS.index(each.group))
+    with open_console(json_output=False, verbosity=0) as console:
+        if console.is_terminal:
+            _print_groups(console, found)
+        else:
+            _print_lines(console, found)
+
+
+def _print_lines(console: Console, found: Sequence[Listed]) -> None:
+    """Print a line for each, whatever its length, for a pipe."""
+    widths = [max(len(getattr(each, field)) for each in found) for field in ("name", "group", "takes")]
+    for each in found:
+        cells = (f"{cell:<{width}}" for cell, width in zip((each.name, each.group, each.takes), widths, strict=True))
+        console.print("  ".join((*cells, each.summary)), soft_wrap=True)
+
+
+def _print_groups(console: Console, found: Sequence[Listed]) -> None:
+    """Print a table for each group; names are whole, summaries are broken between words."""
+    width = max(len(each.name) for each in found)
+    for group, members in groupby(found, key=lambda each: each.group):
+        table = Table(
+            box=None,
+            show_header=False,
+            pad_edge=False,
+            title=group.capitalize(),
+            title_justify="left",
+            title_style="bold",
+        )
+        table.add_column(no_wrap=True, min_width=width)
+        table.add_column(no_wrap=True, min_width=max(len(each.takes) for each in found), style="dim")
+        table.add_column(overflow="fold")
+        for each in members:
+            table.add_row(each.name, each.takes, each.summary)
+        console.print(table)
+        console.print()
 
 
 def show(name: Name, json_output: options.Json = False, debug: options.Debug = False) -> None:
@@ -64,7 +105,12 @@ def cp(
 
 
 def validate(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A recipe file, or the name of a shipped one.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A recipe file, or the name of a shipped one.", autocompletion=recipe_names
+        ),
+    ],
     settings: options.Settings = None,
     json_output: options.Json = False,
     debug: options.Debug = False,
@@ -92,7 +138,3 @@ def schema(json_output: options.Json = False, debug: options.Debug = False) -> N
 def _print_recipe(command: str, path: Path) -> None:
     recipe = load_recipe(path).model_dump(mode="json")
     typer.echo(RecipeResult(command=command, path=str(path), valid=True, recipe=recipe).to_json())
-
-
-def _summary(path: Path) -> str:
-    return read_recipe(path).partition("\n")[0].removeprefix("#").strip()

@@ -85,7 +85,7 @@ def report(story: Story) -> str:
             section("Training", figures(_training(story))),
             section("Where tokens are lost", *_tokens(story)),
             section("What samples cost", *_costs(story)),
-            section("What survives", *_pictures(story.examples)),
+            section("What is kept", *_pictures(story.examples)),
             section("How it was measured", *_measured(story)),
         ),
     )

@@ -65,7 +65,7 @@ def model_card(result: PruneResult, origin: Origin) -> str:
         f"---\n{yaml.safe_dump(front_matter(result, origin, name), sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
         _summary(result),
-        "The whole course of it, with pictures of which tokens survive: [report.html](report.html)." * origin.report,
+        "The whole course of it, with pictures of which tokens are kept: [report.html](report.html)." * origin.report,
         "## Load it",
         "\n".join(_loading(name)),
         "## What it can do and what it costs",
@@ -238,4 +238,4 @@ def _limits(result: PruneResult, origin: Origin) -> Iterator[str]:
         yield f"Cost, accuracy and latency are those of these data: on others {follows}, so measure there."
         yield "Pruned further it cannot be: a smaller one is made from the dense checkpoint."
     if result.budget is not None and not result.budget.met and not result.smoke:
-        yield "The budget was missed: it is dearer, or prunes more, than was asked."
+        yield "The budget was missed: it costs more, or prunes more, than was asked."

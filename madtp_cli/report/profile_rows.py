@@ -97,7 +97,7 @@ def layers(profiled: Profiled) -> list[Layer]:
 
 
 def samples(profiled: Profiled) -> list[SampleCost]:
-    """List the samples, the dearest first."""
+    """List the samples, the most expensive first."""
     return sorted(profiled.samples, key=lambda sample: -sample.gmacs.pruned)
 
 

@@ -26,7 +26,7 @@ from madtp_cli.results import LayerTokens, Picture, Profiled, ProfileResult, Spe
 
 _RAILS = {False: ("├── ", "└── ", "│   ", "    "), True: ("|-- ", "`-- ", "|   ", "    ")}
 _WIDEST_BAR = 40
-_FEW_SAMPLES = 8  # of the dearest, and of the cheapest
+_FEW_SAMPLES = 8  # of the most expensive, and of the cheapest
 
 
 def timed(result: ProfileResult) -> Iterator[tuple[str, str, Speed]]:
@@ -127,7 +127,7 @@ def tokens_table(kept: tuple[LayerTokens, ...], width: int, *, ascii_only: bool 
 
 
 def samples_table(profiled: Profiled, *, every: bool = False) -> Table:
-    """Lay out what samples cost, the dearest first, and how many of their tokens were kept; a few of both ends."""
+    """Lay out what samples cost, the most expensive first, and how many of their tokens were kept; both ends of many."""
     rows = samples(profiled)
     towers = list(rows[0].tokens_kept) if rows else []
     table = plain_table("sample", "gmacs", "reduction", *(tower.removeprefix("vision_") for tower in towers))

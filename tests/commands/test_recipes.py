@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from madtp_cli.cli import app
@@ -20,16 +24,35 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["recipes", *arguments])
 
 
-def test_ls_has_one_line_per_recipe() -> None:
+def test_ls_has_one_line_per_recipe_in_a_pipe() -> None:
+    """Name first, however long the line: grep and cut find what they look for."""
     result = run("ls")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [path.stem for path in shipped_recipes()]
-    width = max(len(path.stem) for path in shipped_recipes())
-    assert (
-        f"{'quickstart':{width}}  Halve the cost of the built-in model: the whole path of madtp in a few minutes."
-        in lines
-    )
+    assert sorted(line.split()[0] for line in lines) == [path.stem for path in shipped_recipes()]
+    (quickstart,) = (line for line in lines if line.startswith("quickstart "))
+    assert re.split(" {2,}", quickstart) == [
+        *("quickstart", "quickstart", "5 min, CPU"),
+        "Halve the cost of the built-in model: the whole path of madtp in a few minutes.",
+    ]
+    (full_size,) = (line for line in lines if line.startswith("blip_nlvr2 "))
+    assert re.split(" {2,}", full_size)[1:3] == ["full-size", "GPU"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_ls_has_a_table_per_group_on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headings in order; every name whole, on a line of its own; no line is longer than the terminal or cut off."""
+    console = Console(force_terminal=True, width=width, no_color=True, color_system=None, file=io.StringIO())
+    monkeypatch.setattr("madtp_cli.commands.recipes.open_console", lambda **_: nullcontext(console))
+    assert run("ls").exit_code == 0
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    assert not any("\u2026" in line or line.endswith("...") for line in lines)
+    headings = ["Quickstart", "Built-in tasks", "Full-size", "Pretraining"]
+    assert [line for line in lines if line in headings] == headings
+    opened = [line.split()[0] for line in lines if line and not line.startswith(" ") and line not in headings]
+    assert sorted(opened) == [path.stem for path in shipped_recipes()]
 
 
 def test_ls_as_json() -> None:

@@ -79,7 +79,7 @@ STORY = Story(
     dense_gmacs=[0.32] * 40,
     kept={"vision": {0: [0.5 + row / 100 for row in range(40)]}},
     reads={"vision": "image", "text": "text"},
-    extremes={"The cheapest samples": [SAMPLE], "The dearest samples": []},
+    extremes={"The cheapest samples": [SAMPLE], "The most expensive samples": []},
     examples={"Right answers": [replace(SAMPLE, right=True)], "Wrong answers": [SAMPLE]},
     setting={"data": "shapes, 40 test"},
     notes=("test: 2 images left out",),

@@ -21,7 +21,7 @@ HEADINGS = [
     "Training",
     "Where tokens are lost",
     "What samples cost",
-    "What survives",
+    "What is kept",
     "How it was measured",
 ]
 

@@ -95,7 +95,7 @@ LAYERS = (
 
 
 def sample(index: int) -> SampleCost:
-    """Make the cost of a sample that is dearer by its number."""
+    """Make the cost of a sample that costs more by its number."""
     pruned = 0.1 + index / 1000
     return SampleCost(
         id=f"test/{index}",
@@ -180,7 +180,7 @@ def test_bars_of_kept_tokens_are_full_where_all_tokens_are_left() -> None:
     assert row == ["vision", "layer", "0", "20.0", "8", "30", "━" * 17 + "─" * 9]
 
 
-def test_samples_come_dearest_first() -> None:
+def test_samples_come_most_expensive_first() -> None:
     """With the share of each tower's tokens that leave a layer: 10 and 6 of 16 are half."""
     found = rows_of(samples_table(profile(samples=tuple(sample(index) for index in range(3)))))
     assert found[0] == ["sample", "gmacs", "reduction", "left", "text"]
@@ -242,9 +242,9 @@ def test_several_checkpoints_are_called_by_their_names() -> None:
 
 
 def test_without_a_saving_there_is_no_efficiency() -> None:
-    """A baseline as dear as the dense model: two ratios, nothing to divide by."""
-    dear = replace(BASELINE, macs_ratio={"1": 1.0, "32": 1.0}, efficiency={})
-    assert ["baseline", "15.0", "x0.75", "x1.00"] in rows_of(speed_table(profile(baseline=dear)))
+    """A baseline that costs what the dense model does: two ratios, nothing to divide by."""
+    equal = replace(BASELINE, macs_ratio={"1": 1.0, "32": 1.0}, efficiency={})
+    assert ["baseline", "15.0", "x0.75", "x1.00"] in rows_of(speed_table(profile(baseline=equal)))
 
 
 def test_a_dense_model_has_one_row_and_no_ratios() -> None:

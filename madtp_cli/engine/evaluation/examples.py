@@ -1,4 +1,4 @@
-"""Samples to look at: what a model answers to each, what it costs, and which tokens survive its pruned layers."""
+"""Samples to look at: what a model answers to each, what it costs, and which tokens its pruned layers keep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORD_END = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 def show_samples(
     model: PrunedModel, task: Task, batches: Sequence[Batch], processor: Processor, *, labelled: bool = True
 ) -> list[Sample]:
-    """Run batches of one sample each, images uint8, and tell what survived.
+    """Run batches of one sample each, images uint8, and tell what was kept.
 
     `labelled` tells whether they are a data set's, which know what is right; then `reference` is said. `right` is left
     open: only a whole split can tell for every task.

@@ -49,7 +49,7 @@ class Keeper:
         self.task = task
         self.seen = 0
         self.cheapest: list[Kept] = []
-        self.dearest: list[Kept] = []
+        self.expensive: list[Kept] = []
         self.drawn: dict[bool | None, list[Kept]] = {kind: [] for kind in _KEPT}
         self.fault: Exception | None = None
         """What went wrong, which is no reason to end the evaluation."""
@@ -75,8 +75,8 @@ class Keeper:
 
         order = sorted(range(len(macs)), key=lambda row: macs[row])
         self.cheapest = sorted([*self.cheapest, *map(keep, order[:EXTREMES])], key=lambda one: one.macs)[:EXTREMES]
-        costly = [*self.dearest, *map(keep, order[::-1][:EXTREMES])]
-        self.dearest = sorted(costly, key=lambda one: -one.macs)[:EXTREMES]
+        costly = [*self.expensive, *map(keep, order[::-1][:EXTREMES])]
+        self.expensive = sorted(costly, key=lambda one: -one.macs)[:EXTREMES]
         for row, kind in enumerate([None] * len(macs) if right is None else right):
             place = self._place(kind)
             if place is not None:
@@ -92,11 +92,11 @@ class Keeper:
         return place if place < _KEPT[kind] else None
 
     def extremes(self) -> dict[str, list[Kept]]:
-        """Return the cheapest and the dearest samples, none of them twice."""
+        """Return the cheapest and the most expensive samples, none of them twice."""
         taken = {one.row for one in self.cheapest}
         return {
             "The cheapest samples": self.cheapest,
-            "The dearest samples": [one for one in self.dearest if one.row not in taken],
+            "The most expensive samples": [one for one in self.expensive if one.row not in taken],
         }
 
     def examples(self, right: Sequence[bool], without: Iterable[Kept] = ()) -> dict[str, list[Kept]]:

@@ -26,7 +26,7 @@ SAMPLES = 64
 SECONDS = 1.0  # per model and batch size
 ROUNDS = 6
 PATIENCE = 60.0  # seconds per batch size, after which large models are timed in fewer rounds
-# A visit to the dearest model, unpruned, computes at most this much, or a single batch: not all samples where those
+# A visit to the most expensive model, unpruned, computes at most this much, or a single batch: not all samples where those
 # would take minutes. A number of multiply-adds, so that the batches do not depend on the machine.
 VISIT_MACS = 1e12
 
@@ -124,10 +124,10 @@ def _speed(name: str, timed: Mapping[int, Mapping[str, Timed]], dense: str) -> S
 def _rows(candidates: Mapping[str, Candidate], size: int, most: int | None = None) -> list[int]:
     """Choose the first samples of the batches to time, evenly spread; samples that fill no batch stay out."""
     fewest = min(len(samples) for _, samples in candidates.values())
-    dearest = max(_dense_macs(model, samples) for model, samples in candidates.values())
+    most_macs = max(_dense_macs(model, samples) for model, samples in candidates.values())
     whole = fewest // size
     assert whole, f"{fewest} samples fill no batch of {size}"
-    count = max(1, min(whole, int(VISIT_MACS / (dearest * size)), whole if most is None else most // size))
+    count = max(1, min(whole, int(VISIT_MACS / (most_macs * size)), whole if most is None else most // size))
     return [size * (index * whole // count) for index in range(count)]
 
 

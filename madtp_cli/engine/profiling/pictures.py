@@ -1,4 +1,4 @@
-"""Pictures for `profile --visualize`: which patches and words survive, of a checkpoint's data or a user's own."""
+"""Pictures for `profile --visualize`: which patches and words are kept, of a checkpoint's data or a user's own."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def open_gallery(
     model = subject.model.to(choose_device(device))
     if not prunes(model):
         raise UsageError(
-            f"--visualize: {subject.checkpoint} prunes nothing as it is, so that every patch and every word survives; "
+            f"--visualize: {subject.checkpoint} prunes nothing as it is, so that every patch and every word is kept; "
             "name a pruned checkpoint"
         )
     source = starting_checkpoint(recipe) if recipe is not None else open_checkpoint(str(checkpoint))

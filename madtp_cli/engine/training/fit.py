@@ -227,7 +227,7 @@ def _validate(job: Job, run: Run, progress: TrainingProgress) -> None:
     run.validation = {task.score: found.metrics[task.score], "reduction": reduction}
     progress.validation(run.validation, run.step)
     controller = job.controller
-    # Until the ramp ends the model is dearer than the goal, and its score is no argument.
+    # Until the ramp ends the model costs more than the goal, and its score is no argument.
     at_goal = controller is None or (
         run.step >= controller.ramp * job.settings.steps and reduction > controller.goal - NEAR_GOAL
     )

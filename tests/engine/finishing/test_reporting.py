@@ -34,10 +34,10 @@ def rows(groups: dict[str, list[Kept]]) -> dict[str, list[int]]:
     return {title: [one.row for one in group] for title, group in groups.items()}
 
 
-def test_the_cheapest_and_the_dearest_are_kept() -> None:
+def test_the_cheapest_and_the_most_expensive_are_kept() -> None:
     """Of costs 12, 11, ..., 1 in three batches, the last two and the first two."""
     extremes = kept(range(12, 0, -1), None).extremes()
-    assert rows(extremes) == {"The cheapest samples": [11, 10], "The dearest samples": [0, 1]}
+    assert rows(extremes) == {"The cheapest samples": [11, 10], "The most expensive samples": [0, 1]}
     assert [one.macs for group in extremes.values() for one in group] == [1, 2, 12, 11]
 
 

@@ -85,7 +85,7 @@ def test_one_image_for_a_task_of_one(photos: list[Path], tmp_path: Path) -> None
 
 
 def test_a_dense_model_has_nothing_to_show(dense: Path) -> None:
-    with pytest.raises(UsageError, match=r"prunes nothing as it is, so that every patch and every word survives"):
+    with pytest.raises(UsageError, match=r"prunes nothing as it is, so that every patch and every word is kept"):
         open_gallery(str(dense), None)
 
 
