@@ -127,7 +127,7 @@ def tokens_table(kept: tuple[LayerTokens, ...], width: int, *, ascii_only: bool 
 
 
 def samples_table(profiled: Profiled, *, every: bool = False) -> Table:
-    """Lay out what samples cost, the most expensive first, and how many of their tokens were kept; both ends of many."""
+    """Lay out what samples cost, most expensive first, and how many of their tokens were kept; both ends of many."""
     rows = samples(profiled)
     towers = list(rows[0].tokens_kept) if rows else []
     table = plain_table("sample", "gmacs", "reduction", *(tower.removeprefix("vision_") for tower in towers))

@@ -26,7 +26,7 @@ SAMPLES = 64
 SECONDS = 1.0  # per model and batch size
 ROUNDS = 6
 PATIENCE = 60.0  # seconds per batch size, after which large models are timed in fewer rounds
-# A visit to the most expensive model, unpruned, computes at most this much, or a single batch: not all samples where those
+# A visit to the most expensive model, unpruned, computes at most this much, or one batch: not all samples where those
 # would take minutes. A number of multiply-adds, so that the batches do not depend on the machine.
 VISIT_MACS = 1e12
 
