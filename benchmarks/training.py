@@ -169,7 +169,7 @@ def steps(subject: Subject, strength: float, precision: str, folder: Path) -> di
 
 
 def taking(step: TrainingStep, batch: Batch, optimizers: Sequence[Optimizer], precision: str) -> Callable[[], None]:
-    """Return a call that takes a step, as madtp_cli/engine/fit.py does, and moves no weight."""
+    """Return a call that takes a step, as madtp_cli/engine/training/fit.py does, and moves no weight."""
 
     def take() -> None:
         with mixed(precision, CPU):
