@@ -193,7 +193,8 @@ class PrunedModel(nn.Module):
     ) -> analytic.Macs:
         """Count S samples by the tokens that entered and left every layer of every site.
 
-        image_tokens are those that left an image's last layer; int64 [S] each, by module path.
+        image_tokens are those that left an image's last layer; int64 [S] each, by module path. The paths of what a
+        site's layers cost begin with the site's name.
         """
         raise NotImplementedError
 

@@ -24,6 +24,22 @@ Sections = dict[str, Any]
 """A configuration of transformers as plain data: `vision_config`, `text_config`, and what is beside them."""
 
 
+def _nothing_open(sections: Sections) -> None:
+    """Leave sections as they are."""
+
+
+def _as_they_are(task: str, state: State, known: Mapping[str, Any]) -> tuple[State, list[str], list[str]]:
+    return state, [], []
+
+
+def _complete(state: dict[str, Tensor], found: Found) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    return state, ()
+
+
+def _no_passes(model: Any, found: Measured) -> dict[str, Pass]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Configuration:
     """How a family is configured.
@@ -40,7 +56,7 @@ class Configuration:
     read: Callable[[ShapeReader, Found, str], Sections]
     published: Callable[[str], Sections]
     small: Callable[[Mapping[str, Any], int, Mapping[str, int]], Any]
-    complete: Callable[[Sections], None] = lambda sections: None
+    complete: Callable[[Sections], None] = _nothing_open
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,7 @@ class Starting:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     starts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    adapt: Callable[[str, State, Mapping[str, Any]], tuple[State, list[str], list[str]]] = lambda task, state, known: (
-        state,
-        [],
-        [],
-    )
+    adapt: Callable[[str, State, Mapping[str, Any]], tuple[State, list[str], list[str]]] = _as_they_are
 
 
 @dataclass(frozen=True)
@@ -105,12 +117,9 @@ class Family:
     layouts: Mapping[str, KeyTable]
     starting: Starting = Starting()
     unused: frozenset[str] = frozenset()
-    complete: Callable[[dict[str, Tensor], Found], tuple[dict[str, Tensor], tuple[str, ...]]] = lambda state, found: (
-        state,
-        (),
-    )
+    complete: Callable[[dict[str, Tensor], Found], tuple[dict[str, Tensor], tuple[str, ...]]] = _complete
     calls: Mapping[str, Call] = field(default_factory=dict)
-    passes: Callable[[Any, Measured], dict[str, Pass]] = lambda model, found: {}
+    passes: Callable[[Any, Measured], dict[str, Pass]] = _no_passes
     cards: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     exports: Callable[[], Mapping[str, Any]] = dict
 

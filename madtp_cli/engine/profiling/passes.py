@@ -11,9 +11,8 @@ from torch import Tensor
 from madtp_cli.costs import published
 from madtp_cli.costs.published import MATCHING, Measured, means
 from madtp_cli.engine.evaluation.meter import CostMeter
-from madtp_cli.models.base import Output, PrunedModel
+from madtp_cli.models.base import PrunedModel
 from madtp_cli.models.configs import default_config
-from madtp_cli.tokens import Tokens
 
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "patch_size", "image_size", "vocab_size")
 
@@ -28,12 +27,12 @@ class PassMeter:
     matching: dict[str, int] = field(default_factory=dict)
     matching_leaving: dict[int, list[int]] = field(default_factory=dict)
 
-    def add(self, model: Any, output: Output, text: Tensor) -> None:
+    def add(self, model: Any, output: Any, text: Tensor) -> None:
         """Take in a forward pass of texts, packed as given to the model; pairs that can be matched are."""
         self.meter.add(model, output)
         self.lengths += output.text_lengths
-        if isinstance(questions := getattr(output, "questions", None), Tokens):
-            self.read += questions.spans.lengths
+        if hasattr(model, "decoder_macs"):
+            self.read += output.questions.spans.lengths
         if hasattr(model, "read_pairs"):
             pairs = list(enumerate(output.image_index))
             matching = model.read_pairs(output.images, text, output.text_lengths, pairs)
