@@ -48,7 +48,7 @@ def _version(value: Any) -> Any:
 
 def _family(value: Any) -> Any:
     # Not a plain Literal: the table of families is longer than what this file was written with.
-    if value not in FAMILIES:
+    if not isinstance(value, str) or value not in FAMILIES:
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": " or ".join(FAMILIES)})
     return value
 

@@ -105,6 +105,13 @@ def write(tmp_path: Path) -> Write:
         ),
         ("version: 1", "version: true", "1: version must be 1, the one version that this madtp reads, got true"),
         ("version: 1\n", "", "1: version is missing (version of the recipe format, 1)"),
+        (
+            "family: blip",
+            "family: clpi",
+            "4: model.family must be blip or clip, got 'clpi' (text); did you mean clip?",
+        ),
+        ("family: blip", "family: [blip]", "4: model.family must be blip or clip, got ['blip'] (a list)"),
+        ("family: blip", "family: 3", "4: model.family must be blip or clip, got 3 (a whole number)"),
         ("  family: blip\n", "", "3: model.family is missing (family of the model, blip or clip)"),
         ("data:\n  name: shapes\n", "", "1: data is missing (a section with the name of a data set)"),
         ("data:\n  name: shapes\n", "data:\n", "6: data is empty; give it keys or remove it"),
