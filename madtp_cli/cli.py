@@ -103,19 +103,19 @@ def root(
     """Prune the tokens of vision-language transformers to a cost budget, and prove what it did."""
 
 
-app.command()(guarded(prune))
-app.command()(guarded(finetune))
-app.command()(guarded(evaluate))
-app.command()(guarded(profile))
-app.command()(guarded(export))
-app.command()(guarded(schema))
+def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
+    """Add commands to a group, whose help lists each by the first line of its docstring.
 
-recipes_app = typer.Typer(help="List, show, copy and check recipes.", add_completion=False, **_SETTINGS)
-recipes_app.command()(guarded(recipes.ls))
-recipes_app.command()(guarded(recipes.show))
-recipes_app.command()(guarded(recipes.cp))
-recipes_app.command()(guarded(recipes.validate))
-recipes_app.command()(guarded(recipes.schema))
+    As a `short_help` it is broken where a terminal is narrow; typer would cut it off.
+    """
+    for command in commands:
+        group.command(short_help=(command.__doc__ or "").partition("\n")[0])(guarded(command))
+
+
+_add(app, prune, finetune, evaluate, profile, export, schema)
+_RECIPES = "List, show, copy and check recipes."
+recipes_app = typer.Typer(help=_RECIPES, short_help=_RECIPES, add_completion=False, **_SETTINGS)
+_add(recipes_app, recipes.ls, recipes.show, recipes.cp, recipes.validate, recipes.schema)
 app.add_typer(recipes_app, name="recipes")
 
 
