@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,37 +11,44 @@ from typing import Any
 from madtp_cli.recipe import read_recipe
 from madtp_cli.recipe_yaml import parse_yaml
 
-GROUPS = ("quickstart", "built-in tasks", "full-size", "pretraining")
-"""In the order of a list: where to begin, small models on generated data, published models, how the small were made."""
+GROUPS: Mapping[str, str] = {
+    "quickstart": "where to begin",
+    "built-in tasks": "small models on generated data",
+    "full-size": "published models on real data",
+    "pretraining": "how the small dense models were made",
+}
+"""In the order of a list, each with what its recipes are."""
 _BUILTIN = "builtin:"
 _MINUTES = re.compile(r"about (\d+) minutes")
+_DEVICE = re.compile(r"\ba (GPU)\b|\b\d+ (CPU) cores?\b")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One recipe of a list; `minutes` are those its header gives for `device`, None where nobody has measured it."""
+    """One recipe of a list; `minutes` are those its header gives for `device`, each None where it gives none."""
 
     name: str
     group: str
-    device: str
+    device: str | None
     minutes: int | None
     summary: str
 
     @property
     def takes(self) -> str:
-        """Word what it takes: `5 min, CPU`."""
-        return self.device if self.minutes is None else f"{self.minutes} min, {self.device}"
+        """Word what it takes: `5 min, CPU`, or `-` if it does not say."""
+        minutes = None if self.minutes is None else f"{self.minutes} min"
+        return ", ".join(part for part in (minutes, self.device) if part is not None) or "-"
 
 
 def listed(path: Path) -> Listed:
     """Read a recipe's header, whose first line is a summary and whose line `# Needs:` says device and time."""
     text = read_recipe(path)
     needs = _part(text, "Needs")
-    minutes = _MINUTES.search(needs)
+    minutes, device = _MINUTES.search(needs), _DEVICE.search(needs)
     return Listed(
         name=path.stem,
         group=_group(path.stem, parse_yaml(text).data),
-        device="GPU" if needs.startswith("a GPU") else "CPU",
+        device=device[1] or device[2] if device else None,
         minutes=int(minutes[1]) if minutes else None,
         summary=summary(text),
     )
@@ -60,8 +68,8 @@ def _part(text: str, name: str) -> str:
 def _group(name: str, recipe: Any) -> str:
     """Tell what a recipe is for by what it starts from."""
     if name == "quickstart":
-        return GROUPS[0]
+        return "quickstart"
     checkpoint = recipe["model"].get("checkpoint")
     if checkpoint is None:
-        return GROUPS[3]
-    return GROUPS[1] if checkpoint.startswith(_BUILTIN) else GROUPS[2]
+        return "pretraining"
+    return "built-in tasks" if checkpoint.startswith(_BUILTIN) else "full-size"

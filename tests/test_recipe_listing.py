@@ -36,5 +36,21 @@ def test_a_header_is_read_across_lines(tmp_path: Path) -> None:
     assert listed(path).takes == "7 min, CPU"
 
 
+@pytest.mark.parametrize(
+    ("needs", "takes"),
+    [
+        ("nothing to download; 1 CPU core, 3 GB of memory, about 7 minutes.", "7 min, CPU"),
+        ("a GPU; the checkpoint below (fetched once).", "GPU"),
+        ("the checkpoint below; a GPU, about 90 minutes.", "90 min, GPU"),
+        ("nothing to download; about 7 minutes.", "7 min"),
+        ("nothing to download.", "-"),
+    ],
+)
+def test_what_a_header_does_not_say_is_not_made_up(needs: str, takes: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"# What it does.\n#\n# Needs:   {needs}\nmodel: {{checkpoint: builtin:x}}\n", encoding="utf-8")
+    assert listed(path).takes == takes
+
+
 def test_the_first_recipe_to_try_has_its_own_group() -> None:
     assert listed(find_recipe("quickstart")).takes == "5 min, CPU"

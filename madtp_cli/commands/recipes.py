@@ -24,6 +24,8 @@ Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a shipped recipe, or a file.", autocompletion=recipe_names)
 ]
 
+_LEAST_SUMMARY = 20  # columns beside a name and what it takes, below which a summary is a ladder of single words
+
 
 def ls(json_output: options.Json = False, debug: options.Debug = False) -> None:
     """List the recipes that come with madtp, and what each takes to run."""
@@ -32,17 +34,21 @@ def ls(json_output: options.Json = False, debug: options.Debug = False) -> None:
         entries = [RecipeEntry(name=path.stem, path=str(path), summary=summary(read_recipe(path))) for path in paths]
         typer.echo(RecipeListResult(command="recipes ls", recipes=tuple(entries)).to_json())
         return
-    found = sorted(map(listed, paths), key=lambda each: GROUPS.index(each.group))
+    found = sorted(map(listed, paths), key=lambda each: list(GROUPS).index(each.group))
     with open_console(json_output=False, verbosity=0) as console:
-        if console.is_terminal:
+        if console.is_terminal and console.width >= _width(found, "name") + _width(found, "takes") + _LEAST_SUMMARY:
             _print_groups(console, found)
         else:
             _print_lines(console, found)
 
 
+def _width(found: Sequence[Listed], field: str) -> int:
+    return max(len(getattr(each, field)) for each in found)
+
+
 def _print_lines(console: Console, found: Sequence[Listed]) -> None:
-    """Print a line for each, whatever its length, for a pipe."""
-    widths = [max(len(getattr(each, field)) for each in found) for field in ("name", "group", "takes")]
+    """Print a line for each, whatever its length, for a pipe and for a terminal too narrow for a table."""
+    widths = [_width(found, field) for field in ("name", "group", "takes")]
     for each in found:
         cells = (f"{cell:<{width}}" for cell, width in zip((each.name, each.group, each.takes), widths, strict=True))
         console.print("  ".join((*cells, each.summary)), soft_wrap=True)
@@ -50,18 +56,17 @@ def _print_lines(console: Console, found: Sequence[Listed]) -> None:
 
 def _print_groups(console: Console, found: Sequence[Listed]) -> None:
     """Print a table for each group; names are whole, summaries are broken between words."""
-    width = max(len(each.name) for each in found)
     for group, members in groupby(found, key=lambda each: each.group):
         table = Table(
             box=None,
             show_header=False,
             pad_edge=False,
-            title=group.capitalize(),
+            title=f"{group.capitalize()}: {GROUPS[group]}",
             title_justify="left",
             title_style="bold",
         )
-        table.add_column(no_wrap=True, min_width=width)
-        table.add_column(no_wrap=True, min_width=max(len(each.takes) for each in found), style="dim")
+        table.add_column(no_wrap=True, min_width=_width(found, "name"))
+        table.add_column(no_wrap=True, min_width=_width(found, "takes"), justify="right", style="dim")
         table.add_column(overflow="fold")
         for each in members:
             table.add_row(each.name, each.takes, each.summary)
