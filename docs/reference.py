@@ -46,6 +46,7 @@ def page() -> str:
 
 def _commands() -> Iterator[str]:
     root: Any = get_command(app)
+    yield _command("madtp", root, "###")
     for name, command in root.commands.items():
         if inner := getattr(command, "commands", None):
             yield f"### madtp {name}\n\n{command.help}\n"

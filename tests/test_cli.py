@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,10 +92,12 @@ def test_completion_is_offered_once() -> None:
     assert "completion" not in run("recipes", "--help").stdout
 
 
-def completing(**environment: str) -> subprocess.CompletedProcess[str]:
-    """Run madtp as a shell does that completes a line, and fail if anything heavy was imported for it."""
+def completing(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run madtp as a bash does that completes a line, and fail if anything heavy was imported for it."""
     code = (
-        "import sys\nfrom madtp_cli.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"import sys, shellingham\nshellingham.detect_shell = lambda: ('bash', '/bin/bash')\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "from madtp_cli.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\nassert not heavy, heavy"
     )
     return python(code, **environment)
@@ -122,6 +125,24 @@ def test_the_script_of_a_shell_is_made_without_torch(shell: str) -> None:
     done = completing(_MADTP_COMPLETE=f"source_{shell}")
     assert (done.returncode, done.stderr) == (0, "")
     assert "_MADTP_COMPLETE" in done.stdout
+
+
+def test_completion_is_shown_as_a_script_that_bash_reads() -> None:
+    """Oracle: bash's own parser."""
+    shown = completing("--show-completion")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "_MADTP_COMPLETE=complete_bash" in shown.stdout
+    bash = shutil.which("bash")
+    if bash is not None:
+        assert subprocess.run([bash, "-n"], input=shown.stdout, text=True, check=False).returncode == 0
+
+
+def test_completion_is_installed_where_bash_starts(tmp_path: Path) -> None:
+    installed = completing("--install-completion", HOME=str(tmp_path))
+    assert (installed.returncode, installed.stderr) == (0, "")
+    (script,) = (path for path in tmp_path.rglob("madtp*") if path.is_file())
+    assert "_MADTP_COMPLETE=complete_bash" in script.read_text(encoding="utf-8")
+    assert str(script) in (tmp_path / ".bashrc").read_text(encoding="utf-8")
 
 
 def test_help_names_every_command_and_exit_code() -> None:

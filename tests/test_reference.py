@@ -37,9 +37,9 @@ def test_a_drift_is_found_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_option_of_a_command_is_there() -> None:
     """Oracle: --help itself."""
-    for command in ("prune", "profile", "export", "evaluate"):
-        section = PAGE.partition(f"### madtp {command}\n")[2].partition("\n### ")[0]
-        shown = CliRunner().invoke(app, [command, "--help"]).stdout
+    for command in ("", "prune", "profile", "export", "evaluate"):
+        section = PAGE.partition(f"### {f'madtp {command}'.rstrip()}\n")[2].partition("\n### ")[0]
+        shown = CliRunner().invoke(app, [*command.split(), "--help"]).stdout
         options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", shown, re.M)) - {"--help"}
         assert options
         for option in options:
